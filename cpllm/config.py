@@ -1,0 +1,241 @@
+"""One frozen configuration; the profiles are presets of it.
+
+Where the paper is silent the field's comment says what we chose and why; the
+book collects these on the page "What the paper doesn't say".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+CRFS = tuple(range(13, 52, 2))
+"""Pocket's ladder: 20 distinct levels. The paper's 15…53 holds a duplicate, because
+8-bit x264 clamps CRF 53 to 51."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Built-in scenes and their ladders. Counts are scenes; each scene belongs to one source."""
+
+    train_scenes: int = 66
+    validation_scenes: int = 16
+    test_scenes: int = 40
+    distorted: int = 4  # distorted originals per scene, beside the clean one that carries the ladder
+    frames: int = 12
+    max_lines: int = 540  # upper bound on the short side of a clip
+    crfs: tuple[int, ...] = CRFS
+    codec: str = "h264"
+    preset: str = "medium"
+    proxy_lines: int = 540  # VMAF is computed with both clips scaled to this short side
+
+
+@dataclass(frozen=True)
+class Video:
+    """What the model sees of a video."""
+
+    key_frames: int = 5  # M
+    high_size: int = 448  # H_h = W_h, aspect ratio ignored
+    fit_height: int = 540  # the low-level frame fits within this box, aspect ratio kept
+    fit_width: int = 1080
+    enlarge: bool = False  # not specified; enlarging invents blur, so small frames stay as they are
+    patches: int = 8  # K
+    patch_size: int = 224  # H_p = W_p
+
+
+@dataclass(frozen=True)
+class Siglip:
+    """High-level encoder."""
+
+    layers: int
+    width: int
+    mlp: int
+    heads: int
+    patch: int
+    image: int
+
+
+@dataclass(frozen=True)
+class VideoPrism:
+    """Low-level encoder. `image` is the side that the tower takes, `patch` its token's side."""
+
+    layers: int
+    temporal_layers: int
+    width: int
+    mlp: int
+    heads: int
+    patch: int
+    image: int
+    frames: int = 16
+    softcap: float = 50.0
+
+
+@dataclass(frozen=True)
+class Gemma:
+    """Language decoder."""
+
+    layers: int
+    width: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """Both towers, the decoder and what joins them."""
+
+    high: Siglip
+    low: VideoPrism
+    decoder: Gemma
+    lora_rank: int = 4  # R; 0 switches the adapters off
+    high_finetune: str = "frozen"  # frozen | head | all
+    decoder_finetune: str = "lora"  # lora | all: pocket's decoder starts from random weights
+    predictor: str = "token"  # token: MLP per token, then mean | pooled: mean, then MLP
+    predictor_hidden: int = 256
+    local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
+
+
+@dataclass(frozen=True)
+class Train:
+    """Optimisation and the make-up of a batch."""
+
+    steps: int
+    batch: int  # pairs a step
+    learning_rate: float = 1e-4
+    schedule: str = "constant"  # constant | cosine (with a linear warm-up of `warmup` steps)
+    warmup: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0  # 0: no clipping, as the paper
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of L1, L2, L3: "equal weights"
+    input_mode: str = "mix"  # single | pairwise | mix
+    single_share: float = 0.5  # of a mixed batch; not specified in the paper
+    within_share: float = 0.5  # of pairs: both members from one source; not specified
+    regress_on: str = "originals"  # Eq. 2's set M: originals | all
+    max_text: int = 512  # L
+    augment: bool = False
+    seed: int = 0
+    select_every: int = 250  # steps between looks at the validation sources
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on besides code and data."""
+
+    profile: str
+    model: Model
+    train: Train
+    video: Video = field(default_factory=Video)
+    data: Data = field(default_factory=Data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as written to a run's config.json."""
+        return dataclasses.asdict(self)
+
+
+GEMMA_2B = Gemma(18, 2048, 16384, 8, 1, 256, 257216)
+SO400M_448 = Siglip(27, 1152, 4304, 16, 14, 448)
+VIDEOPRISM_B = VideoPrism(12, 4, 768, 3072, 12, 18, 288)
+VIDEOPRISM_L = VideoPrism(24, 4, 1024, 4096, 16, 18, 288, frames=8)
+
+
+def smoke() -> Config:
+    """Tiny everything: what tests and CI run."""
+    return Config(
+        profile="smoke",
+        data=Data(6, 3, 3, distorted=2, frames=6, max_lines=144, proxy_lines=144),
+        video=Video(key_frames=2, high_size=32, patches=8, patch_size=32),
+        model=Model(
+            high=Siglip(1, 32, 64, 2, 16, 32),
+            low=VideoPrism(1, 0, 32, 64, 2, 8, 32),
+            decoder=Gemma(1, 32, 64, 2, 1, 16, 512),
+            high_finetune="all",
+            decoder_finetune="all",
+            lora_rank=0,
+            predictor_hidden=32,
+            local_norm=True,
+        ),
+        train=Train(
+            steps=60, batch=8, learning_rate=2e-3, schedule="cosine", warmup=10, clip_norm=1.0,
+            max_text=96, augment=True, select_every=30,
+        ),
+    )
+
+
+def pocket() -> Config:
+    """Small towers that a laptop trains in a quarter of an hour."""
+    return Config(
+        profile="pocket",
+        video=Video(high_size=96, patches=8, patch_size=64),
+        model=Model(
+            high=Siglip(3, 96, 384, 4, 16, 96),
+            low=VideoPrism(3, 0, 128, 512, 4, 16, 64),
+            decoder=Gemma(2, 128, 384, 4, 1, 32, 512),
+            high_finetune="all",
+            decoder_finetune="all",
+            lora_rank=0,
+            local_norm=True,
+        ),
+        train=Train(
+            steps=2000, batch=16, learning_rate=1e-3, schedule="cosine", warmup=100,
+            weight_decay=1e-2, clip_norm=1.0, max_text=96, augment=True,
+        ),
+    )
+
+
+def paper() -> Config:
+    """The paper's values; LSVQ and the public checkpoints are the user's to bring."""
+    epochs, videos, batch = 500, 28056, 128
+    return Config(
+        profile="paper",
+        model=Model(high=SO400M_448, low=VIDEOPRISM_B, decoder=GEMMA_2B, predictor_hidden=2048),
+        train=Train(steps=epochs * videos // batch, batch=batch),
+    )
+
+
+PRESETS = {"smoke": smoke, "pocket": pocket, "paper": paper}
+
+
+def preset(profile: str) -> Config:
+    """The configuration of a profile; ValueError names the known ones."""
+    if profile not in PRESETS:
+        raise ValueError(f"profile: expected one of {', '.join(PRESETS)}; got {profile!r}")
+    return PRESETS[profile]()
+
+
+def from_dict(values: dict[str, Any], cls: type = Config, at: str = "config") -> Any:
+    """Rebuild a configuration from nested dicts; an unknown or missing key is refused by name."""
+    kinds = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(kinds))
+    if unknown:
+        raise ValueError(f"{at}: unknown {', '.join(unknown)}; known are {', '.join(kinds)}")
+    needed = {f.name for f in dataclasses.fields(cls)
+              if f.default is f.default_factory is dataclasses.MISSING}
+    if needed - set(values):
+        raise ValueError(f"{at}: missing {', '.join(sorted(needed - set(values)))}")
+    built = {k: from_dict(v, kinds[k], f"{at}.{k}") if dataclasses.is_dataclass(kinds[k])
+             else tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return cls(**built)
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    """Copy with flat changes, each key "section.field" or the bare name of a `train` field.
+
+    >>> replace(smoke(), seed=3, **{"model.lora_rank": 2}).train.seed
+    3
+    """
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        section = section or "train"
+        if section not in {f.name for f in dataclasses.fields(config)}:
+            raise ValueError(f"config: unknown section {section!r} in {key!r}")
+        part = getattr(config, section)
+        if name not in {f.name for f in dataclasses.fields(part)}:
+            raise ValueError(f"config: unknown {key!r}; {section} has "
+                             f"{', '.join(f.name for f in dataclasses.fields(part))}")
+        config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{name: value})})
+    return config
