@@ -1,0 +1,86 @@
+# `make help` lists the targets. Each does its own set-up in .venv; nothing else is installed.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+PROFILE ?= pocket
+FRESH ?=
+PORT ?= 8000
+BIN := .venv/bin
+READY := .venv/.ready
+# The book shows the profile named on the command line; else pocket, or smoke where only that has run.
+BOOK_PROFILE = $(if $(filter file,$(origin PROFILE)),auto,$(PROFILE))
+fresh := $(if $(filter-out 0 no false,$(FRESH)),--fresh)
+
+define CHECK_PYTHON
+import sys
+found = sys.version.split()[0]
+if sys.version_info < (3, 11):
+    sys.exit(f"Python 3.11 or newer is needed; $(PYTHON) is {found}. Install one and name it: make setup PYTHON=python3.12")
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit(f"Python {found} lacks its venv module (ensurepip): sudo apt install python3-venv, then make again")
+endef
+export CHECK_PYTHON
+
+.PHONY: help setup reproduce book test test-slow lint serve data labels train lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "  variables: PROFILE=smoke|pocket|paper (now $(PROFILE)), FRESH=1 trains anew, PYTHON=$(PYTHON), PORT=$(PORT)"
+
+setup: $(READY) ## make .venv from requirements.lock (about 3 minutes, 1.6 GB, once)
+
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: sudo apt install python3 python3-venv, or name another: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "Installing the locked packages into .venv (about 3 minutes, 1.6 GB, once)"
+	@quiet=; [ -t 1 ] || quiet=-q; \
+	  export PIP_DISABLE_PIP_VERSION_CHECK=1; \
+	  $(BIN)/python -m pip install $$quiet --require-hashes -r requirements.lock; \
+	  $(BIN)/python -m pip install $$quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+reproduce: $(READY) ## redo what is not up to date: data, scores, notebooks, book
+	@$(BIN)/cpllm reproduce --profile $(PROFILE) $(fresh)
+	@$(BIN)/python book/_ext/build.py $(PROFILE)
+
+book: $(READY) ## render what is committed under results/ (a minute at most)
+	@$(BIN)/python book/_ext/build.py $(BOOK_PROFILE)
+
+serve: book ## show the book at http://localhost:PORT
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
+
+test: $(READY) ## run the tests
+	@$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(READY) ## run the tests that take minutes
+	@$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(READY) ## ruff, and no outputs in notebook sources
+	@$(BIN)/ruff check .
+	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -print0 | xargs -0 -r $(BIN)/nbstripout --verify
+
+data: $(READY) ## make the built-in scenes and their ladders
+	@$(BIN)/cpllm data --profile $(PROFILE)
+
+labels: $(READY) ## label the ladders with the full-reference proxy
+	@$(BIN)/cpllm labels --profile $(PROFILE)
+
+train: $(READY) ## train one model
+	@$(BIN)/cpllm train --profile $(PROFILE)
+
+lock: $(READY) ## resolve uv.lock and requirements.lock again (maintainers)
+	@$(BIN)/uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q uv
+	@export UV_DEFAULT_INDEX=https://pypi.org/simple; \
+	  $(BIN)/uv lock; \
+	  $(BIN)/uv export -q --no-emit-project --extra labels --group dev --no-header -o requirements.lock
+
+clean: ## remove what is built again in a minute (keeps .venv, data, results)
+	@rm -rf book/_build book/chapters build .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
