@@ -1,0 +1,368 @@
+"""Notebooks executed by papermill with their provenance, and what a profile's results are made of.
+
+An executed notebook is up to date while the hash of its source, its parameters and its input
+files is the one that it carries; times on disk play no part, so a fresh clone knows too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+BINARY = ("image/png", "image/jpeg", "image/gif", "video/mp4", "application/pdf")
+"""Encoded outputs: a path can't stand in them, and a chance match in base64 would break them."""
+
+console = Console()
+
+
+class NotebookError(RuntimeError):
+    """A notebook that can't be run as asked, or that failed; names it and the cell."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook of the book. Globs are relative to the checkout; `{profile}` is filled in."""
+
+    name: str  # notebooks/<name>.ipynb -> results/<profile>/notebooks/<name>.ipynb
+    inputs: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # beside `profile`
+    once: bool = False  # executed only where its output is missing, or FRESH=1
+
+
+@dataclass(frozen=True)
+class Step:
+    """Work outside of notebooks: `run(profile, fresh)`, redone when an input's content changed."""
+
+    name: str
+    run: Callable[[str, bool], Any]
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()  # each glob must match something
+    once: bool = False
+
+
+NOTEBOOKS = {
+    n.name: n
+    for n in (
+        Notebook("10_data", ("data_manifests/*", "cpllm/data/*.py")),
+        Notebook("20_train", ("results/{profile}/runs/**/history.csv",), once=True),
+        Notebook(
+            "30_table3",
+            ("results/{profile}/runs/**/predictions.csv", "results/paper.csv",
+             "cpllm/metrics.py", "cpllm/report.py"),
+        ),
+    )
+}
+"""The executed chapters in reading order."""
+
+
+# --- one notebook ---------------------------------------------------------------------------
+
+
+def run_notebook(
+    source: Path, output: Path, parameters: Mapping[str, Any], inputs: Iterable[Path] = ()
+) -> None:
+    """Execute `source` with `parameters` in this interpreter's environment; write `output` whole.
+
+    Cells run in the notebook's own folder, as they do in Jupyter. A failure leaves the partial
+    notebook in `<name>.failed.ipynb` beside `output`, and an older `output` as it was.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    source, output = Path(source), Path(output)
+    notebook = nbformat.read(source, as_version=4)
+    notebook.metadata["kernelspec"] = dict(KERNEL)
+    _refuse_unknown(source.name, notebook, parameters)
+    record = provenance(source, parameters, inputs)
+    failed = output.with_suffix(".failed.ipynb")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    cells = sum(c.cell_type == "code" for c in notebook.cells) + bool(parameters)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="cpllm-") as scratch, _progress() as bar:
+        partial = Path(scratch) / source.name
+        task = bar.add_task(source.stem, total=cells, line="")
+        now = {"line": ""}
+
+        def starts(cell: Any, cell_index: int) -> None:
+            del cell_index
+            now["line"] = next((s for s in cell.source.splitlines() if s.strip()), "")
+            bar.update(task, line=now["line"])
+
+        # Unix sockets: papermill's TCP ports can be taken by another kernel before ours binds them.
+        ipc = {"transport": "ipc", "ip": str(Path(scratch) / "kernel")}
+        try:
+            executed = papermill.execute_notebook(
+                notebook, str(partial), parameters=dict(parameters), kernel_name=KERNEL["name"],
+                cwd=str(source.resolve().parent), progress_bar=False,
+                config=Config({"KernelManager": ipc}),
+                on_cell_start=starts,
+                on_cell_executed=lambda **_: bar.advance(task),
+            )
+        except Exception as error:
+            if partial.exists():
+                _write(nbformat.read(partial, as_version=4), failed, record, begun)
+            raise NotebookError(
+                f"{source.name}: the cell that begins {now['line']!r} failed: "
+                f"{_reason(error)}\nThe notebook as far as it came: {_shown(failed)}"
+            ) from error
+    _write(executed, output, record, begun)
+    failed.unlink(missing_ok=True)
+
+
+def up_to_date(
+    output: Path, source: Path, parameters: Mapping[str, Any], inputs: Iterable[Path] = ()
+) -> bool:
+    """Whether `output` was made from this source, these parameters and these inputs' contents."""
+    if not Path(output).exists():
+        return False
+    made = nbformat.read(output, as_version=4).metadata.get("cpllm", {})
+    return made.get("fingerprint") == fingerprint(Path(source), parameters, inputs)
+
+
+def fingerprint(source: Path | None, parameters: Mapping[str, Any], inputs: Iterable[Path]) -> str:
+    """SHA-256 over the source's cells, the parameters and the inputs' names and contents."""
+    whole = {
+        "source": _source_hash(source) if source else None,
+        "parameters": dict(sorted(parameters.items())),
+        "inputs": [[_shown(p), _file_hash(p)] for p in sorted(set(inputs))],
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def provenance(
+    source: Path, parameters: Mapping[str, Any], inputs: Iterable[Path]
+) -> dict[str, Any]:
+    """What an executed notebook carries under `metadata.cpllm`."""
+    commit, dirty = git_state()
+    names = ("jax", "flax", "numpy", "papermill")
+    return {
+        "source": source.name,
+        "source_sha256": _source_hash(source),
+        "parameters": dict(parameters),
+        "fingerprint": fingerprint(source, parameters, inputs),
+        "commit": commit,
+        "dirty": dirty,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device(),
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
+    }
+
+
+def git_state() -> tuple[str | None, bool]:
+    """Commit, and whether code differs from it; outside git (None, True).
+
+    Results and the book don't count: they change while a profile is reproduced.
+    """
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(
+            git("status", "--porcelain", "--", ".", ":!results", ":!book"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, True
+
+
+def device() -> str:
+    """Processor and cores, then any NVIDIA device, in words."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
+        cpu = found[1]
+    gpu = ""
+    if shutil.which("nvidia-smi"):
+        gpu = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True, text=True, check=False,
+        ).stdout.strip().replace("\n", ", ")
+    return f"{os.cpu_count()} × {cpu}" + (f"; {gpu}" if gpu else "")
+
+
+def scrub(node: Any) -> Any:
+    """Copy of a notebook's plain values without this machine's folders and name.
+
+    >>> scrub({"text": f"{ROOT}/results/paper.csv"})
+    {'text': './results/paper.csv'}
+    """
+    swaps = _machine_names()
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            for pattern, word in swaps:
+                value = pattern.sub(word, value)
+            return value
+        if isinstance(value, list):
+            return [clean(v) for v in value]
+        if isinstance(value, dict):
+            return {k: v if k in BINARY else clean(v) for k, v in value.items()}
+        return value
+
+    return clean(node)
+
+
+# --- a profile ------------------------------------------------------------------------------
+
+
+def reproduce(
+    profile: str,
+    fresh: bool = False,
+    steps: Sequence[Step | Notebook] = tuple(NOTEBOOKS.values()),
+    root: Path = ROOT,
+) -> list[str]:
+    """Redo what is not up to date, in order; returns the names of what ran.
+
+    `fresh` redoes everything. Where a step had to run, as on a fresh clone, the notebooks that
+    follow it run again as well, so that a reader sees them made here.
+    """
+    done: list[str] = []
+    worked = False
+    for step in steps:
+        if isinstance(step, Notebook):
+            ran = _redo_notebook(step, profile, fresh, worked, root)
+        else:
+            ran = _redo_step(step, profile, fresh, root)
+            worked = worked or ran
+        console.print(f"{step.name}: {'done' if ran else 'up to date'}", highlight=False)
+        done += [step.name] * ran
+    return done
+
+
+def _redo_notebook(book: Notebook, profile: str, fresh: bool, worked: bool, root: Path) -> bool:
+    source = root / "notebooks" / f"{book.name}.ipynb"
+    output = root / "results" / profile / "notebooks" / source.name
+    parameters = {"profile": profile, **book.parameters}
+    inputs = _files(book.inputs, profile, root)
+    if output.exists() and not fresh and (
+        book.once or (not worked and up_to_date(output, source, parameters, inputs))
+    ):
+        return False
+    run_notebook(source, output, parameters, inputs)
+    return True
+
+
+def _redo_step(step: Step, profile: str, fresh: bool, root: Path) -> bool:
+    stamp = root / ".cache" / "reproduce" / profile / (step.name.replace(" ", "-") + ".sha256")
+    there = all(_files((glob,), profile, root) for glob in step.outputs)
+    before = fingerprint(None, {"step": step.name}, _files(step.inputs, profile, root))
+    known = stamp.exists() and stamp.read_text() == before
+    if there and not fresh and (step.once or known):
+        return False
+    console.print(f"{step.name} …", highlight=False)
+    step.run(profile, fresh)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(before)
+    return True
+
+
+def _files(globs: Iterable[str], profile: str, root: Path) -> list[Path]:
+    found = {p for g in globs for p in root.glob(g.format(profile=profile)) if p.is_file()}
+    return sorted(found)
+
+
+# --- helpers --------------------------------------------------------------------------------
+
+
+def _refuse_unknown(name: str, notebook: Any, parameters: Mapping[str, Any]) -> None:
+    """Papermill itself only warns."""
+    import papermill
+
+    known = papermill.inspect_notebook(notebook)
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise NotebookError(
+            f"{name}: unknown parameter {', '.join(unknown)}; its parameters cell has "
+            f"{', '.join(known) or 'none'}"
+        )
+
+
+def _write(notebook: Any, path: Path, record: dict[str, Any], begun: float) -> None:
+    """Scrubbed and whole, by a temporary name in the same folder."""
+    notebook = nbformat.from_dict(scrub(notebook))
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata["kernelspec"] = dict(KERNEL)
+    notebook.metadata["cpllm"] = scrub(
+        record | {"duration_s": round(time.monotonic() - begun, 1)})
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell["id"] = "injected-parameters"  # papermill's is random
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        nbformat.write(notebook, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _machine_names() -> list[tuple[re.Pattern[str], str]]:
+    """What to look for and what stands there instead, longest folder first."""
+    folders = {
+        str(ROOT): ".", str(Path.home()): "~", tempfile.gettempdir(): "<tmp>",
+        sys.prefix: "<venv>", sysconfig.get_path("stdlib"): "<python>",
+    }
+    cell = [(re.compile(r"(?:/[\w.-]+)*/ipykernel_\d+/\d+\.py"), "<cell>")]
+    paths = [
+        (re.compile(rf"(?<![\w.-]){re.escape(f)}(?![\w-])"), word)
+        for f, word in sorted(folders.items(), key=lambda item: -len(item[0])) if len(f) > 1
+    ]
+    host = socket.gethostname()
+    named = [] if host in ("", "localhost") else [
+        (re.compile(rf"(?<![\w-]){re.escape(host)}(?![\w-])"), "<host>")]
+    return cell + paths + named
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[line]}", markup=False), console=console, transient=True,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The cell's own error where there is one."""
+    name, value = getattr(error, "ename", None), getattr(error, "evalue", None)
+    return f"{name}: {value}" if name else f"{type(error).__name__}: {error}"
+
+
+def _source_hash(source: Path) -> str:
+    """Over cell types, sources and tags, so that an editor's metadata changes nothing."""
+    cells = nbformat.read(source, as_version=4).cells
+    text = json.dumps([[c.cell_type, c.source, c.metadata.get("tags", [])] for c in cells])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _shown(path: Path) -> str:
+    """Relative to the checkout where it lies in it."""
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name

@@ -1,0 +1,180 @@
+"""Notebooks run whole, with provenance, without this machine's names, and only when needed."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from cpllm import sweep
+
+PARAMETERS = 'profile = "smoke"\nseed = 0'
+
+
+def write(path: Path, *cells: str, parameters: str = PARAMETERS) -> Path:
+    """A notebook source: a title, its parameters cell, then `cells`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell("# Title"), first, *map(new_code_cell, cells)]), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory) -> Path:
+    """A notebook that prints what must not be published, executed with seed 7."""
+    folder = tmp_path_factory.mktemp("executed")
+    source = write(
+        folder / "notebooks" / "a.ipynb",
+        "import pathlib, socket, sys, warnings, cpllm\n"
+        "print(pathlib.Path(cpllm.__file__).parent / 'x.csv', pathlib.Path.home(), sys.prefix)\n"
+        "print('on', socket.gethostname())\n"
+        "print('here', pathlib.Path.cwd().name)\n"
+        "warnings.warn('careful')",
+        "seed * 6",
+    )
+    (folder / "input.csv").write_text("value\n1\n")
+    sweep.run_notebook(
+        source, folder / "out" / "a.ipynb", {"seed": 7}, [folder / "input.csv"])
+    return folder
+
+
+def test_output_has_results_and_provenance(executed):
+    notebook = nbformat.read(executed / "out" / "a.ipynb", as_version=4)
+    made = notebook.metadata["cpllm"]
+    assert notebook.cells[-1].outputs[0].data["text/plain"] == "42"
+    assert made["source"] == "a.ipynb"
+    assert made["parameters"] == {"seed": 7}
+    assert made["duration_s"] > 0
+    assert len(made["fingerprint"]) == 64
+    assert {"commit", "dirty", "started", "device", "versions"} <= set(made)
+    assert [p.name for p in (executed / "out").iterdir()] == ["a.ipynb"]
+
+
+def test_cells_run_in_the_notebooks_folder(executed):
+    assert "here notebooks" in (executed / "out" / "a.ipynb").read_text()
+
+
+def test_no_path_or_host_name_is_published(executed):
+    text = (executed / "out" / "a.ipynb").read_text()
+    for secret in (str(sweep.ROOT), str(Path.home()), str(executed), "/ipykernel_"):
+        assert secret not in text
+    assert f"on {socket.gethostname()}" not in text or socket.gethostname() == "localhost"
+    assert "./cpllm/x.csv" in text and "careful" in text
+
+
+def test_scrub_leaves_images_and_longer_names_alone():
+    inside = f"{sweep.ROOT}/a.csv and {sweep.ROOT}-other/a.csv"
+    assert sweep.scrub(inside) == f"./a.csv and {sweep.scrub(f'{sweep.ROOT}-other')}/a.csv"
+    picture = {"data": {"image/png": str(sweep.ROOT), "text/plain": str(sweep.ROOT)}}
+    assert sweep.scrub(picture)["data"] == {"image/png": str(sweep.ROOT), "text/plain": "."}
+
+
+def test_up_to_date_follows_contents_not_times(executed):
+    source, output = executed / "notebooks" / "a.ipynb", executed / "out" / "a.ipynb"
+    data = executed / "input.csv"
+    assert sweep.up_to_date(output, source, {"seed": 7}, [data])
+    data.write_text("value\n1\n")
+    assert sweep.up_to_date(output, source, {"seed": 7}, [data])
+    assert not sweep.up_to_date(output, source, {"seed": 8}, [data])
+    assert not sweep.up_to_date(output, source, {"seed": 7}, [])
+    assert not sweep.up_to_date(executed / "out" / "none.ipynb", source, {"seed": 7}, [data])
+    data.write_text("value\n2\n")
+    assert not sweep.up_to_date(output, source, {"seed": 7}, [data])
+    data.write_text("value\n1\n")
+    edited = write(executed / "edited" / "a.ipynb", "seed * 5")
+    assert not sweep.up_to_date(output, edited, {"seed": 7}, [data])
+
+
+def test_unknown_parameter_is_refused_before_anything_runs(tmp_path):
+    source = write(tmp_path / "a.ipynb", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    refused = r"a\.ipynb: unknown parameter sede.*profile, seed"
+    with pytest.raises(sweep.NotebookError, match=refused):
+        sweep.run_notebook(source, tmp_path / "out" / "a.ipynb", {"sede": 1})
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+def test_failure_names_the_cell_and_leaves_no_final_file(tmp_path):
+    source = write(tmp_path / "a.ipynb", "print('before')", "broken = 1 / 0")
+    output = tmp_path / "out" / "a.ipynb"
+    named = r"(?s)a\.ipynb.*broken = 1 / 0.*ZeroDivisionError"
+    with pytest.raises(sweep.NotebookError, match=named):
+        sweep.run_notebook(source, output, {"seed": 1})
+    assert [p.name for p in output.parent.iterdir()] == ["a.failed.ipynb"]
+    assert "before" in (output.parent / "a.failed.ipynb").read_text()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout with one step and one notebook, execution replaced by a note of it."""
+    write(tmp_path / "notebooks" / "30_table.ipynb", "1")
+    (tmp_path / "in.csv").write_text("1")
+    ran: list[str] = []
+
+    def build(profile: str, fresh: bool) -> None:
+        ran.append("build")
+        (tmp_path / "results" / profile).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "results" / profile / "made.csv").write_text((tmp_path / "in.csv").read_text())
+
+    def execute(source, output, parameters, inputs=()):
+        ran.append(source.stem)
+        notebook = nbformat.read(source, as_version=4)
+        notebook.metadata["cpllm"] = {"fingerprint": sweep.fingerprint(source, parameters, inputs)}
+        output.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, output)
+
+    monkeypatch.setattr(sweep, "run_notebook", execute)
+    steps = [
+        sweep.Step("build data", build, ("in.csv",), ("results/{profile}/made.csv",)),
+        sweep.Notebook("30_table", ("results/{profile}/made.csv",)),
+    ]
+    return tmp_path, steps, ran
+
+
+def test_second_reproduce_does_nothing(checkout):
+    root, steps, ran = checkout
+    assert sweep.reproduce("smoke", steps=steps, root=root) == ["build data", "30_table"]
+    assert sweep.reproduce("smoke", steps=steps, root=root) == []
+    assert ran == ["build", "30_table"]
+
+
+def test_changed_input_reexecutes_what_depends_on_it(checkout):
+    root, steps, _ = checkout
+    sweep.reproduce("smoke", steps=steps, root=root)
+    (root / "in.csv").write_text("2")
+    assert sweep.reproduce("smoke", steps=steps, root=root) == ["build data", "30_table"]
+    (root / "results" / "smoke" / "made.csv").write_text("3")
+    assert sweep.reproduce("smoke", steps=steps, root=root) == ["30_table"]
+
+
+def test_missing_output_and_fresh_redo_the_step(checkout):
+    root, steps, _ = checkout
+    sweep.reproduce("smoke", steps=steps, root=root)
+    (root / "results" / "smoke" / "made.csv").unlink()
+    assert sweep.reproduce("smoke", steps=steps, root=root) == ["build data", "30_table"]
+    assert sweep.reproduce("smoke", True, steps, root) == ["build data", "30_table"]
+
+
+def test_once_means_only_when_missing_or_fresh(checkout):
+    root, steps, _ = checkout
+    once = [steps[0], sweep.Notebook("30_table", steps[1].inputs, once=True)]
+    sweep.reproduce("smoke", steps=once, root=root)
+    (root / "in.csv").write_text("2")
+    assert sweep.reproduce("smoke", steps=once, root=root) == ["build data"]
+    assert sweep.reproduce("smoke", True, once, root) == ["build data", "30_table"]
+
+
+def test_a_step_that_fails_is_not_taken_for_done(checkout):
+    root, steps, ran = checkout
+
+    def fails(profile: str, fresh: bool) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        sweep.reproduce("smoke", steps=[sweep.Step("fails", fails), *steps], root=root)
+    assert ran == []
+    worked = sweep.Step("fails", lambda profile, fresh: ran.append("now"))
+    assert "fails" in sweep.reproduce("smoke", steps=[worked], root=root)
