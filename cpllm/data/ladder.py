@@ -7,11 +7,13 @@ and files agree is not made again, so an interrupted build goes on where it stop
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -35,9 +37,10 @@ ORIGINAL_CRF = 10
 
 SPLITS = ("train", "validation", "test")
 COMMITTED = Path(__file__).resolve().parents[2] / "data_manifests"
-RENDERERS = [hashlib.sha256(Path(m.__file__).read_bytes()).hexdigest()
+RENDERERS = [hashlib.sha256(ast.dump(ast.parse(Path(m.__file__).read_bytes())).encode()).hexdigest()
              for m in (scenes, families, distort)]
-"""Digests of the code that draws, as imported: a clip drawn by other code is made again."""
+"""Digests of the code that draws, as imported: what other code drew is made again. Of the syntax
+tree, so that layout and comments don't count."""
 
 
 class BuildError(Exception):
@@ -198,7 +201,8 @@ def _each(chosen, data, root, known, progress, workers) -> Iterator[tuple]:
     if not chosen:
         return
     # Not fork: PyAV's and JAX's threads don't survive it.
-    pool = ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn"),
+                               _end_with_parent)
     try:
         jobs = {pool.submit(make, s, data, root, known[known["scene"] == s.name]): s
                 for s in chosen}
@@ -209,6 +213,12 @@ def _each(chosen, data, root, known, progress, workers) -> Iterator[tuple]:
                 yield jobs[job], job.exception() or job.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker die with its parent, which may be killed; it would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _frame(array: np.ndarray, matrix: Colorspace, pts: int) -> av.VideoFrame:
@@ -229,7 +239,7 @@ def _recipe(scene: scenes.Scene, data: Data) -> str:
     """Digest of everything that the clips and labels depend on, the renderers' code included."""
     how = {"scene": asdict(scene), "av": av.__version__, "libraries": av.library_versions,
            "rows": clips(scene, data), "preset": data.preset, "lines": data.proxy_lines,
-           "renderers": RENDERERS}
+           "renderers": RENDERERS, "conversion": int(video.EXACT)}
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
 
 

@@ -97,8 +97,9 @@ def write(table: pd.DataFrame, path: str | Path) -> None:
     part.replace(path)
 
 
-def sha256(table: pd.DataFrame) -> str:
-    """Hex digest of the rows in order of `video`: what a run was trained or tested on."""
+def sha256(table: pd.DataFrame | str | Path) -> str:
+    """Hex digest of a manifest's rows in order of `video`: what a run was trained or tested on."""
+    table = check(table) if isinstance(table, pd.DataFrame) else read(table)
     return hashlib.sha256(_text(table.sort_values("video")).encode()).hexdigest()
 
 

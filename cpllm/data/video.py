@@ -24,8 +24,10 @@ MATRICES = {1: Colorspace.ITU709, 4: Colorspace.FCC, 5: Colorspace.ITU601, 6: Co
             7: Colorspace.SMPTE240M, 9: Colorspace.BT2020, 10: Colorspace.BT2020}
 """ITU-T H.273 matrix code → swscale's name."""
 
-EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-"""Chroma is interpolated bilinearly, with the same bits on every machine."""
+EXACT = (Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+         | Interpolation.FULL_CHR_H_INT)
+"""Chroma is interpolated bilinearly, with the same bits on every machine. Without FULL_CHR_H_INT
+swscale takes a short cut that darkens every pixel by 1 to 2 levels."""
 
 REFUSED = {"tty", "hls", "dash", "concat"}
 """Demuxers that turn text into pictures or follow it to other files."""
@@ -97,7 +99,7 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     lines up, BT.601 below, as players do and as `ladder.encode` writes.
     """
     matrix = MATRICES.get(frame.colorspace, default_matrix(frame.height, frame.width))
-    array = frame.to_ndarray(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix,
+    array = _unsited(frame).to_ndarray(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix,
                              dst_color_range=ColorRange.JPEG, interpolation=EXACT, threads=1)
     return np.ascontiguousarray(_orient(array, frame))
 
@@ -333,6 +335,24 @@ def _vint(file) -> int:
     rest = file.read(length - 1)
     value = int.from_bytes(bytes([first[0] & (0xFF >> length)]) + rest, "big")
     return -1 if value == (1 << 7 * length) - 1 or len(rest) < length - 1 else value
+
+
+def _unsited(frame: av.VideoFrame) -> av.VideoFrame:
+    """The frame without its chroma siting, which decoders of one and the same picture tell apart.
+
+    H.264 says "left", a lossless copy often nothing, and swscale then interpolates differently.
+    """
+    kind = frame.format
+    if (kind.chroma_width(frame.width), kind.chroma_height(frame.height)) == (frame.width,
+                                                                              frame.height):
+        return frame
+    bare = av.VideoFrame(frame.width, frame.height, kind.name)
+    for old, new in zip(frame.planes, bare.planes, strict=True):
+        rows = [np.frombuffer(p, np.uint8).reshape(p.height, -1) for p in (old, new)]
+        used = min(r.shape[1] for r in rows)
+        rows[1][:, :used] = rows[0][:, :used]
+    bare.colorspace, bare.color_range = frame.colorspace, frame.color_range
+    return bare
 
 
 def _orient(array: np.ndarray, frame: av.VideoFrame) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""Fixtures shared by the tests: small made clips, real clips where there are some, ffmpeg."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+REAL_CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
+
+
+def made_frames(n=12, height=96, width=128, seed=0):
+    """uint8[N, H, W, 3]: smooth random texture that pans, a moving square, fine grain."""
+    rng = np.random.default_rng(seed)
+    field = rng.normal(size=(height + n, width + 2 * n, 3))
+    canvas = sum(ndimage.gaussian_filter(field, (s, s, 0)) * s for s in (1, 3, 9))
+    canvas = 128 + 50 * canvas / canvas.std()
+    frames = np.stack([canvas[i:i + height, 2 * i:2 * i + width] for i in range(n)])
+    for i in range(n):
+        frames[i, 10 + i:30 + i, 40 - i:60 - i] = (230, 60, 40)
+    return np.clip(frames + rng.normal(0, 2, frames.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def frames():
+    return made_frames()
+
+
+@pytest.fixture(scope="session")
+def mp4(tmp_path_factory, frames):
+    """The made clip as H.264 with B-frames at CRF 31, its index at the end of the file."""
+    from cpllm.data import ladder
+
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    ladder.encode(frames, path, crf=31, fps=25)
+    return path
+
+
+@pytest.fixture(scope="session")
+def ffmpeg():
+    """The ffmpeg program of the `labels` extra."""
+    return pytest.importorskip("imageio_ffmpeg", reason="extra `labels` is not installed") \
+        .get_ffmpeg_exe()
+
+
+@pytest.fixture(scope="session")
+def real_clips():
+    clips = sorted(REAL_CLIPS.glob("*.mp4"))
+    if not clips:
+        pytest.skip("no real clips beside the checkout (../shared/clips)")
+    return clips
