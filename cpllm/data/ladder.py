@@ -37,10 +37,15 @@ ORIGINAL_CRF = 10
 
 SPLITS = ("train", "validation", "test")
 COMMITTED = Path(__file__).resolve().parents[2] / "data_manifests"
-RENDERERS = [hashlib.sha256(ast.dump(ast.parse(Path(m.__file__).read_bytes())).encode()).hexdigest()
-             for m in (scenes, families, distort)]
-"""Digests of the code that draws, as imported: what other code drew is made again. Of the syntax
-tree, so that layout and comments don't count."""
+
+
+def _syntax(source: str) -> str:
+    """Digest of a program's syntax tree, to which layout and comments don't count."""
+    return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()
+
+
+RENDERERS = [_syntax(Path(m.__file__).read_text("utf-8")) for m in (scenes, families, distort)]
+"""Of the code that draws, as imported: what other code drew is made again."""
 
 
 class BuildError(Exception):
@@ -197,22 +202,30 @@ def _label(rows, pristine, scene, data, root, known) -> None:
 def _each(chosen, data, root, known, progress, workers) -> Iterator[tuple]:
     """(scene, its rows or the exception) as they get done, behind a progress bar."""
     bar = Progress(TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   console=Console(stderr=True), disable=not progress)
-    if not chosen:
-        return
+                   console=Console(stderr=True), disable=not progress or not chosen)
+    jobs = [(s, data, root, known[known["scene"] == s.name]) for s in chosen]
+    workers = min(workers or os.cpu_count(), len(chosen))
+    done = _in_processes(jobs, workers) if workers > 1 else ((j[0], _try(*j)) for j in jobs)
+    with bar:
+        yield from bar.track(done, len(jobs), description="")
+
+
+def _in_processes(jobs, workers) -> Iterator[tuple]:
     # Not fork: PyAV's and JAX's threads don't survive it.
-    pool = ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn"),
-                               _end_with_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
     try:
-        jobs = {pool.submit(make, s, data, root, known[known["scene"] == s.name]): s
-                for s in chosen}
-        with bar:
-            task = bar.add_task("", total=len(chosen))
-            for job in as_completed(jobs):
-                bar.advance(task)
-                yield jobs[job], job.exception() or job.result()
+        scene = {pool.submit(_try, *job): job[0] for job in jobs}
+        for future in as_completed(scene):
+            yield scene[future], future.exception() or future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _try(*job) -> list[dict] | Exception:
+    try:
+        return make(*job)
+    except Exception as error:  # reported with its scene when the others are done
+        return error
 
 
 def _end_with_parent() -> None:

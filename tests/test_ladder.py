@@ -1,0 +1,240 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+
+from cpllm import config
+from cpllm.data import labels, ladder, manifests, scenes, video
+
+TINY = config.replace(config.smoke(), **{
+    "data.train_scenes": 2, "data.validation_scenes": 0, "data.test_scenes": 1, "data.frames": 3,
+    "data.distorted": 1, "data.crfs": (20, 40), "data.max_lines": 64, "data.proxy_lines": 64})
+
+
+def build(root, *splits, committed=Path("none"), workers=1):
+    return ladder.build(TINY, root, *splits, progress=False, workers=workers, committed=committed)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, ffmpeg):
+    """The tiny configuration, built in this process."""
+    root = tmp_path_factory.mktemp("ladder")
+    return root, build(root)
+
+
+def stamps(root):
+    return {p.name: p.stat().st_mtime_ns for p in root.glob("*.mp4")}
+
+
+# --- encoding -----------------------------------------------------------------------------------
+
+
+def test_encoding_is_deterministic(tmp_path, frames):
+    for name in ("a.mp4", "b.mp4"):
+        ladder.encode(frames, tmp_path / name, 31, 25)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "b.mp4"]
+
+
+def test_encode_keeps_size_rate_count_and_says_its_settings(tmp_path, frames):
+    ladder.encode(frames, tmp_path / "a.mp4", 37, 29.97)
+    seen = video.probe(tmp_path / "a.mp4")
+    assert (seen.height, seen.width, seen.frames) == (*frames.shape[1:3], 12)
+    assert seen.fps == pytest.approx(29.97, abs=1e-3)
+    options = (tmp_path / "a.mp4").read_bytes()
+    for said in (b"threads=1 ", b"crf=37.0", b"subme=7", b"keyint=250"):  # subme 7: preset medium
+        assert said in options
+
+
+def test_rate_and_quality_fall_along_the_ladder(tmp_path, frames):
+    sizes, errors = [], []
+    for crf in range(13, 52, 2):
+        ladder.encode(frames, tmp_path / "a.mp4", crf, 25)
+        sizes.append((tmp_path / "a.mp4").stat().st_size)
+        errors.append(((video.all_frames(tmp_path / "a.mp4").astype(float) - frames) ** 2).mean())
+    assert all(np.diff(sizes) < 0) and all(np.diff(errors) > 0)
+
+
+def test_crf_0_is_a_lossless_reference(tmp_path, frames):
+    ladder.encode(frames, tmp_path / "a.mp4", 0, 25, preset="ultrafast")
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        planes = [f.to_ndarray() for f in container.decode(video=0)]
+    matrix = video.default_matrix(*frames.shape[1:3])
+    expected = [ladder._frame(f, matrix, 0).to_ndarray() for f in frames]
+    np.testing.assert_array_equal(planes, expected)
+
+
+def test_odd_sides_are_refused_and_a_failed_encode_leaves_nothing(tmp_path, frames):
+    with pytest.raises(ValueError, match="even sides, came 127x96"):
+        ladder.encode(frames[:, :, :127], tmp_path / "a.mp4", 31, 25)
+    with pytest.raises(Exception, match=r"."):
+        ladder.encode(frames, tmp_path / "a.mp4", 31, 25, preset="no such preset")
+    assert not list(tmp_path.iterdir())
+
+
+# --- building -----------------------------------------------------------------------------------
+
+
+def test_every_scene_has_its_original_its_ladder_and_its_distortions(built):
+    root, table = built
+    assert len(table) == 3 * (1 + 2 + 1) and set(table["split"]) == {"train", "test"}
+    for scene, rows in table.groupby("scene"):
+        clean = rows[rows["distortion"] == "none"].set_index("video")
+        assert clean["role"].to_dict() == {f"{scene}@original": "original",
+                                           f"{scene}@crf20": "variant", f"{scene}@crf40": "variant"}
+        assert clean["crf"].tolist() == [10, 20, 40]
+        faulty = rows[rows["distortion"] != "none"]
+        assert (faulty["role"] == "original").all() and (faulty["crf"] == 10).all()
+        assert (faulty["video"] == f"{scene}@" + faulty["distortion"] + "-0").all()
+    assert {f"{v}.mp4" for v in table["video"]} == {p.name for p in root.glob("*.mp4")}
+    assert all((root / f"{r.video}.mp4").stat().st_size == r.bytes for r in table.itertuples())
+
+
+def test_labels_fall_along_the_ladder(built):
+    for _, rows in built[1].groupby("scene"):
+        by_crf = rows[rows["distortion"] == "none"].sort_values("crf")
+        assert all(np.diff(by_crf["proxy"]) < 0) and all(np.diff(by_crf["psnr"]) < 0)
+
+
+def test_manifest_on_disk_is_the_one_returned(built):
+    root, table = built
+    pd.testing.assert_frame_equal(manifests.read(root / "manifest.csv"), table)
+    assert table["sha256"][0] == ladder.frames_sha256(root / f"{table['video'][0]}.mp4")
+
+
+def test_second_build_makes_nothing(built, monkeypatch):
+    root, table = built
+    monkeypatch.setattr(ladder, "make", lambda *_: pytest.fail("made again"))
+    before = stamps(root)
+    again = build(root)
+    pd.testing.assert_frame_equal(again, table)
+    assert stamps(root) == before
+
+
+def test_damaged_or_missing_clip_is_made_again_and_no_other(built):
+    root, table = built
+    before = stamps(root)
+    hurt, lost = (table[table["scene"] == s]["video"].iloc[1] for s in table["scene"].unique()[:2])
+    data = bytearray((root / f"{hurt}.mp4").read_bytes())
+    data[len(data) // 2] ^= 1  # the same size
+    (root / f"{hurt}.mp4").write_bytes(data)
+    (root / f"{lost}.mp4").unlink()
+    pd.testing.assert_frame_equal(build(root), table)
+    scenes_made = {n.split("@")[0] for n, stamp in stamps(root).items() if stamp != before.get(n)}
+    assert scenes_made == {hurt.split("@")[0], lost.split("@")[0]}
+
+
+def test_another_recipe_makes_clips_again(built, tmp_path):
+    root, _ = built
+    scene = scenes.catalog(TINY.data)[0]
+    assert ladder._recorded(scene, TINY.data, root) is not None
+    assert ladder._recorded(scene, replace(TINY.data, preset="fast"), root) is None
+    assert ladder._recorded(replace(scene, seed=scene.seed + 1), TINY.data, root) is None
+
+
+def test_layout_and_comments_of_the_renderers_do_not_count(tmp_path):
+    source = "import os\nx = f(1, 2)\n"
+    assert ladder._syntax(source) == ladder._syntax("import os  # why\n\nx = f(1,\n      2)\n")
+    assert ladder._syntax(source) != ladder._syntax("import os\nx = f(1, 3)\n")
+
+
+def test_failed_scene_is_named_when_the_others_are_done(tmp_path, monkeypatch):
+    catalog = scenes.catalog(TINY.data)
+    broken = replace(catalog[1], family="no such family", source="nowhere")
+    monkeypatch.setattr(scenes, "catalog", lambda data: (catalog[0], broken, catalog[2]))
+    with pytest.raises(ladder.BuildError) as caught:
+        build(tmp_path)
+    assert f"1 of 3 scenes failed (first: {broken.name}: " in str(caught.value)
+    assert {p.stem for p in tmp_path.glob("*.json")} == {catalog[0].name, catalog[2].name}
+    assert not (tmp_path / "manifest.csv").exists()
+
+
+def test_processes_make_the_same_as_one(built, tmp_path):
+    pd.testing.assert_frame_equal(build(tmp_path, workers=2), built[1])
+
+
+BUILD = "from pathlib import Path; from tests.test_ladder import build; build(Path({root!r}))"
+
+
+def test_killed_build_goes_on_where_it_stopped(built, tmp_path):
+    first = tmp_path / f"{scenes.catalog(TINY.data)[0].name}.json"
+    process = subprocess.Popen([sys.executable, "-c", BUILD.format(root=str(tmp_path))],
+                               env=os.environ | {"PYTHONPATH": "."})
+    deadline = time.monotonic() + 60
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = stamps(tmp_path)
+    assert json.loads(first.read_text())["rows"] and not (tmp_path / "manifest.csv").exists()
+    table = build(tmp_path)
+    pd.testing.assert_frame_equal(table, built[1])
+    kept = [n for n in before if n.startswith(first.stem)]
+    assert kept and all(stamps(tmp_path)[n] == before[n] for n in kept)
+
+
+# --- committed labels ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def committed(built, tmp_path):
+    """Committed manifests whose labels differ from what VMAF gives, to tell where one is from."""
+    table = built[1].assign(proxy=12.5, psnr=34.5)
+    ladder.commit_manifest(table, tmp_path / "committed")
+    assert sorted(os.listdir(tmp_path / "committed")) == ["test.csv", "train.csv"]
+    return tmp_path / "committed"
+
+
+def made_here(scene, root, committed):
+    known = ladder.read_committed(committed)
+    rows = ladder.make(scene, TINY.data, root, known[known["scene"] == scene.name])
+    return pd.DataFrame(rows).set_index("video")
+
+
+def test_committed_labels_are_taken_where_frames_are_the_same(tmp_path, committed, monkeypatch):
+    monkeypatch.setattr(labels, "vmaf", lambda *_: pytest.fail("VMAF was run"))
+    rows = made_here(scenes.catalog(TINY.data)[0], tmp_path, committed)
+    assert (rows["proxy"] == 12.5).all() and (rows["psnr"] == 34.5).all()
+
+
+def test_label_is_computed_where_frames_differ(built, tmp_path, committed):
+    scene = scenes.catalog(TINY.data)[0]
+    other, path = f"{scene.name}@crf40", committed / "train.csv"
+    table = manifests.read(path)
+    table.loc[table["video"] == other, "sha256"] = "0" * 16
+    manifests.write(table, path)
+    rows = made_here(scene, tmp_path, committed)
+    truth = built[1].set_index("video")
+    assert rows.at[other, "proxy"] == truth.at[other, "proxy"]
+    assert (rows.drop(other)["proxy"] == 12.5).all()
+
+
+def test_differing_clips_are_counted_and_the_first_is_named(built, committed, capsys):
+    path = committed / "test.csv"
+    changed = manifests.read(path)
+    changed["sha256"] = "0" * 16
+    manifests.write(changed, path)
+    build(built[0], committed=committed)
+    first = changed["video"][0]
+    assert f"4 of 12 clips differ from the committed manifest (first: {first})" in \
+        capsys.readouterr().err
+
+
+def test_agreeing_clips_are_not_mentioned(built, committed, capsys):
+    build(built[0], committed=committed)
+    assert not capsys.readouterr().err
+
+
+def test_splits_are_built_alone_and_read_their_own_labels(built, tmp_path, committed):
+    table = build(tmp_path / "only", ("test",), committed=committed)
+    assert set(table["split"]) == {"test"} and (table["proxy"] == 12.5).all()
+    assert table["sha256"].tolist() == built[1].query("split == 'test'")["sha256"].tolist()
