@@ -39,7 +39,7 @@ def blur(frames, strength, rng):
 
 
 def motion_blur(frames, strength, rng):
-    """Camera shake: the mean along a line of up to 36 pixels at 540 lines, in a random direction."""
+    """Camera shake: the mean along a line, up to 36 pixels at 540 lines, in any direction."""
     angle, length = rng.uniform(0, np.pi), strength * 36 * _unit(frames)
     steps = np.linspace(-length / 2, length / 2, 2 * int(length / 2) + 1)
     offsets = np.outer(steps, (np.sin(angle), np.cos(angle))).round().astype(int)

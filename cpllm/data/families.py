@@ -16,11 +16,12 @@ import scipy.fft
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
-WORDS = (
+PROSE = (
     "quality of moving pictures depends on what we see and how it was made light falls over the "
     "river while people walk along old streets every frame carries detail texture and noise that "
     "coding may lose when bits are few numbers 1984 2,048 37% and names such as Ada or Turing"
-).split()
+)
+WORDS = PROSE.split()
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def picture(values: np.ndarray) -> Image.Image:
     return Image.fromarray((np.clip(values, 0, 255) + 0.5).astype(np.uint8))
 
 
-def tone(rng: np.random.Generator, base: tuple[float, ...], spread: float = 25.0) -> tuple[int, ...]:
-    """A colour near `base`: brightness varies more than hue, as in nature."""
+def tone(rng: np.random.Generator, base: tuple[float, ...], spread: float = 25.0):
+    """A colour (r, g, b) near `base`: brightness varies more than hue, as in nature."""
     values = np.asarray(base) + rng.normal(0, spread) + rng.normal(0, spread / 3, 3)
     return tuple(int(v) for v in np.clip(values, 4, 251))
 
@@ -77,7 +78,7 @@ def gradient(width: int, height: int, stops: tuple[tuple[float, ...], ...]) -> n
 
 def outline(rng: np.random.Generator, x: float, y: float, radius: float, rough: float = 0.25,
             stretch: float = 1.0, points: int = 28) -> list[tuple[float, float]]:
-    """A closed wobbly curve about (x, y): a circle with a few random harmonics, turned at random."""
+    """A closed wobbly curve about (x, y): a circle with random harmonics, turned at random."""
     a = np.linspace(0, 2 * np.pi, points, endpoint=False)
     k = np.arange(2, 6)
     waves = np.cos(np.outer(a, k) + rng.uniform(0, 6.28, 4)) @ (rng.normal(0, rough, 4) / k)
@@ -111,11 +112,20 @@ def font(size: float, style: str = "Sans") -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(root / f"mpl-data/fonts/ttf/DejaVu{style}.ttf", max(6, int(size)))
 
 
-def shaded(height_field: np.ndarray, relief: float, light: tuple[float, float]) -> np.ndarray:
-    """float32[H, W]: 1 on flat ground, brighter towards the light (dx, dy)."""
-    gy, gx = np.gradient(height_field)
-    slope = relief * (gx * light[0] + gy * light[1])
-    return 1 + slope / np.sqrt(1 + slope**2)
+def shaded(field: np.ndarray, relief: float, light: tuple[float, float]) -> np.ndarray:
+    """float32[H, W]: 1 on flat ground, up to 1 ± relief on slopes facing the light (dx, dy)."""
+    gy, gx = np.gradient(field)
+    slope = gx * light[0] + gy * light[1]
+    return 1 + relief * np.tanh(slope / slope.std())
+
+
+def focused(rng: np.random.Generator, image: Image.Image, reach: float = 0.012) -> Image.Image:
+    """The image with a shallow depth of field: parts in focus, others smooth, as behind a lens."""
+    lines = min(image.size)
+    depth = fractal(rng, *(n // 8 + 1 for n in image.size), 2.5) + rng.normal(0, 0.5)
+    mask = Image.fromarray((255 / (1 + np.exp(-3 * depth))).astype(np.uint8))
+    soft = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1) * reach * lines))
+    return Image.composite(soft, image, mask.resize(image.size, Image.BICUBIC))
 
 
 # --- families -----------------------------------------------------------------------------------
@@ -123,33 +133,36 @@ def shaded(height_field: np.ndarray, relief: float, light: tuple[float, float]) 
 LEAVES = (
     ("autumn leaves on the ground", ((150, 70, 25), (190, 120, 30), (110, 45, 30), (95, 90, 35))),
     ("wet pebbles on a beach", ((120, 118, 112), (88, 92, 98), (150, 140, 122), (60, 62, 66))),
-    ("scraps of pastel paper", ((215, 190, 175), (170, 200, 205), (205, 205, 160), (190, 170, 205))),
+    ("pastel paper", ((215, 190, 175), (170, 200, 205), (205, 205, 160), (190, 170, 200))),
     ("mossy stones in the shade", ((50, 70, 35), (75, 78, 70), (38, 48, 30), (90, 85, 60))),
 )
 
 
 def leaves(rng, width, height, frames, variant):
     """Dead leaves: occluding shapes of power-law size, each with its own 1/f texture."""
-    palette = LEAVES[variant][1]
-    flat, detail = (Image.new("RGB", (2 * width, 2 * height), palette[i]) for i in (3, 0))
-    pens = ImageDraw.Draw(flat), ImageDraw.Draw(detail)
-    lines = min(width, height)
-    count = int(0.9 * width * height / (0.0016 * lines**2) ) // 1
-    # Inverse-transform draw from p(r) ~ r^-3: scale invariance between the two radii.
-    radii = (rng.uniform(1 / 0.3**2, 1 / 0.012**2, min(count, 1400)) ** -0.5) * lines
-    radii = np.sort(radii)[::-1] * rng.uniform(0.8, 1.25, len(radii))
-    for r in radii:
-        x, y = rng.uniform(0, 2 * width), rng.uniform(0, 2 * height)
-        shape = np.array(outline(rng, 0, 0, 2 * r, 0.3, rng.uniform(1, 1.7)))
-        colour = np.array(tone(rng, palette[rng.integers(4)], 22))
-        knobs = tuple(int(v) for v in rng.integers(0, 256, 3))
-        pens[1].polygon([(x + u, y + v) for u, v in shape], fill=knobs)
-        steps = 5 if r > 0.05 * lines else 2
-        for k in range(steps):  # nested shapes: a rounded thing lit from the upper left
-            s, shift = 1 - k / steps * 0.8, -0.25 * r * k / steps
-            lit = tuple(int(v) for v in np.clip(colour * (0.72 + 0.45 * k / steps), 0, 255))
-            pens[0].polygon([(x + shift + s * u, y + shift + s * v) for u, v in shape], fill=lit)
-    return [Layer(textured(rng, flat.reduce(2), detail.reduce(2)), sway=0.004 * lines)]
+    palette, lines = LEAVES[variant][1], min(width, height)
+    flat, knobs = (Image.new("RGB", (2 * width, 2 * height), palette[i]) for i in (3, 0))
+    pens = ImageDraw.Draw(flat), ImageDraw.Draw(knobs)
+    least, area = rng.uniform(0.025, 0.07), width * height / lines**2
+    # Inverse-transform draw from p(r) ~ r^-3: the same picture at every scale between the radii.
+    radii = rng.uniform(0.35**-2, least**-2, int(0.18 * area / least**2))
+    for r in np.sort(radii**-0.5 * lines)[::-1] * rng.uniform(0.7, 1.4, len(radii)):
+        leaf(rng, pens, rng.uniform(0, (2 * width, 2 * height)), 2 * r, palette)
+    image = textured(rng, flat.reduce(2), knobs.reduce(2))
+    return [Layer(focused(rng, image), sway=0.004 * lines)]
+
+
+def leaf(rng, pens, spot, radius, palette):
+    """One leaf as nested shapes, lit from the upper left; `pens` draw colours and texture gains."""
+    shape = np.array(outline(rng, 0, 0, radius, 0.3, rng.uniform(1, 1.6)))
+    base = np.array(palette[rng.integers(4)]) * rng.uniform(0.7, 1.25)
+    colour = np.array(tone(rng, base, 9))
+    gains = tuple(int(v) for v in rng.integers(0, 256, 3))
+    pens[1].polygon([*map(tuple, spot + shape)], fill=gains)
+    steps = int(np.clip(radius / 8, 3, 10))
+    for k in np.arange(steps) / steps:
+        lit = tuple(int(v) for v in np.clip(colour * (0.6 + 0.6 * k), 0, 255))
+        pens[0].polygon([*map(tuple, spot - 0.15 * k * radius + (1 - 0.85 * k) * shape)], fill=lit)
 
 
 def textured(rng: np.random.Generator, flat: Image.Image, knobs: Image.Image) -> Image.Image:
@@ -157,7 +170,7 @@ def textured(rng: np.random.Generator, flat: Image.Image, knobs: Image.Image) ->
     fine = fractal(rng, *flat.size, 0.7)
     coarse = fractal(rng, *flat.size, 1.4)
     gain = np.asarray(knobs, np.float32) / 255
-    factor = 1 + 0.22 * gain[..., 0] ** 2 * fine + 0.2 * gain[..., 1] * coarse
+    factor = 1 + 0.12 * gain[..., 0] ** 3 * fine + 0.15 * gain[..., 1] * coarse
     return picture(np.asarray(flat, np.float32) * factor[..., None])
 
 
@@ -183,12 +196,13 @@ def landscape(rng, width, height, frames, variant):
     for depth in range(5):
         near = (depth + 1) / 5
         ridge = height * (0.3 + 0.11 * depth) + 0.09 * height * fractal(rng, width, 8, 1.3)[0]
-        relief = fractal(rng, width, height, 1.25)
+        relief = fractal(rng, width, height, 2.0)
         ground = np.array(rock if depth < 3 else grass, np.float32) * (0.8 + 0.3 * rng.random())
         if snow and depth < 3:
             cap = np.clip(2 - (y - ridge) / (0.05 * height) + relief, 0, 1)[..., None] * snow
             ground = ground + cap * (238 - ground)
-        lit = ground * shaded(relief, 6 + 10 * near, (0.8, 0.5))[..., None]
+        plants = 0.12 * near * fractal(rng, width, height, 1.0)
+        lit = ground * (shaded(relief, 0.2 + 0.25 * near, (0.8, 0.5)) + plants)[..., None]
         hazy = lit + (1 - near) ** 1.3 * 0.85 * (np.array(sky[-1], np.float32) - lit)
         scene += np.clip(y - ridge + 0.5, 0, 1)[..., None] * (hazy - scene)
     lines = min(width, height)
@@ -242,23 +256,29 @@ def foliage(rng, width, height, frames, variant):
     """Thin blades and flowers over an out-of-focus background, swaying in the wind."""
     _, base, far = FOLIAGE[variant]
     lines = min(width, height)
-    blur = Image.new("RGB", (width, height), far)
-    pen = ImageDraw.Draw(blur)
-    for _ in range(150):
-        x, y, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.02, 0.1) * lines
-        mix = np.array(far) + (np.array(base) - far) * rng.random()
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=tone(rng, mix, 25))
-    blur = blur.filter(ImageFilter.GaussianBlur(0.018 * lines))
-    for count, length, soft in ((500, 0.5, 0.004), (900, 0.4, 0.0)):
-        strip = blades(rng, width, height, count, base, length * lines / width)
+    scene = bokeh(rng, width, height, base, far)
+    tall = rng.uniform(0.35, 0.8) * lines / width
+    for count, soft in ((200, 0.006), (int(rng.uniform(150, 700)), 0.0)):
+        strip = blades(rng, width, height, count, base, tall)
         strip = strip.filter(ImageFilter.GaussianBlur(soft * lines)) if soft else strip
-        blur.paste(strip, (0, 0), strip)
-    blossoms = [blossom(rng, int(rng.uniform(0.06, 0.16) * lines)) for _ in range(6)]
-    movers = [Layer(b, tuple(rng.uniform(-0.4, 0.4, 2) * (width, height)),
+        scene.paste(strip, (0, 0), strip)
+    movers = [Layer(blossom(rng, int(rng.uniform(0.06, 0.2) * lines)),
+                    tuple(rng.uniform(-0.4, 0.4, 2) * (width, height)),
                     drift(rng, frames, lines, 0.6), rng.normal(0, 0.03) * np.arange(frames), 1.2)
-              for b in blossoms]
-    grain = Image.new("RGB", blur.size, (110, 60, 0))
-    return [Layer(textured(rng, blur, grain), sway=0.012 * lines), *movers]
+              for _ in range(rng.integers(2, 7))]
+    return [Layer(scene, sway=0.012 * lines), *movers]
+
+
+def bokeh(rng, width, height, base, far):
+    """RGB smooth background: light falling from above, discs far out of focus."""
+    lines, light = min(width, height), np.array(far)
+    image = picture(gradient(width, height, (light * 1.25, light, np.array(base) * 0.5)))
+    pen = ImageDraw.Draw(image)
+    for _ in range(70):
+        x, y, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.02, 0.1) * lines
+        mix = light * 1.2 + (np.array(base) * 0.6 - light * 1.2) * (y / height + rng.normal(0, 0.2))
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=tone(rng, mix, 20))
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.008, 0.03) * lines))
 
 
 def blossom(rng, size):
@@ -286,28 +306,37 @@ WATER = (
 
 
 def water(rng, width, height, frames, variant):
-    """Waves of a dispersive spectrum that reflect the sky, with a ball adrift: a dynamic texture."""
+    """Waves of a dispersive spectrum that reflect the sky, with balls adrift: a dynamic texture."""
     _, deep, sky, glint = WATER[variant]
-    rows, columns = (scipy.fft.next_fast_len(n, real=True) for n in (height, width))
-    fy, fx = np.fft.fftfreq(rows)[:, None] * 2.5, np.fft.rfftfreq(columns)[None]
-    f = np.hypot(fx, fy).astype(np.float32) + 1e-4
-    noise = rng.standard_normal((2, *f.shape), dtype=np.float32)
-    start = (noise[0] + 1j * noise[1]) * f**-1.5 * (f > 4 / width) * np.exp(-((f / 0.25) ** 2))
-    pace = rng.uniform(0.5, 1.0) * np.sqrt(f)
-    scale, poses, deep, sky = None, [], np.array(deep, np.float32), np.array(sky, np.float32)
-    for n in range(frames):
-        level = scipy.fft.irfft2(start * np.exp(1j * pace * n).astype(np.complex64), (rows, columns))
-        slope = np.diff(level[:height, :width], axis=0, append=0)
-        slope[-1] = slope[-2]
-        scale = scale or slope.std()
-        shine = 0.45 + 0.28 * slope / scale
-        spark = np.clip(slope / scale - 2.0, 0, 1) * 200 * glint
-        poses.append(picture(deep + np.clip(shine, 0, 1.2)[..., None] * (sky - deep) * 0.8
-                             + spark[..., None]))
+    deep, sky = np.array(deep, np.float32), np.array(sky, np.float32)
+    # Grazing view: more of the sky is mirrored further away, that is, higher in the picture.
+    mirror = np.linspace(0.75, 0.3, height, dtype=np.float32)[:, None]
+    poses = []
+    for slope in waves(rng, width, height, frames):
+        shine = np.clip(mirror + 0.22 * np.tanh(slope), 0, 1)[..., None]
+        spark = 220 * glint * np.clip(slope - 2.2, 0, 1)[..., None]
+        poses.append(picture(deep + shine * (sky - deep) + spark))
     lines = min(width, height)
     ball = sphere(rng, int(rng.uniform(0.06, 0.12) * lines), tone(rng, (190, 80, 50), 45))
     spots = rng.uniform(-0.35, 0.35, (2, 2)) * (width, height)
     return [Layer(tuple(poses)), *(Layer(ball, tuple(p), drift(rng, frames, lines)) for p in spots)]
+
+
+def waves(rng, width, height, frames):
+    """Per frame float32[H, W]: the surface's slope towards the viewer, of unit deviation."""
+    rows, columns = (scipy.fft.next_fast_len(n, real=True) for n in (height, width))
+    fy, fx = np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)[None] * rng.uniform(2, 4)
+    f = np.hypot(fx, fy).astype(np.float32) * min(width, height)
+    crest = rng.uniform(4, 12)
+    noise = rng.standard_normal((2, *f.shape), dtype=np.float32)
+    start = (noise[0] + 1j * noise[1]) * (f > crest) / np.maximum(f, 1) ** rng.uniform(2.3, 3)
+    # Deep water: the phase speed falls with the square root of the frequency.
+    turn = np.exp(1j * rng.uniform(0.06, 0.12) * np.sqrt(f)).astype(np.complex64)
+    start, scale = (start * fy * 1j).astype(np.complex64), None
+    for _ in range(frames):
+        slope = scipy.fft.irfft2(start, (rows, columns))[:height, :width]
+        scale, start = scale or slope.std(), start * turn
+        yield slope / scale
 
 
 SOLIDS = (
@@ -351,9 +380,10 @@ def floor(rng, width, height, horizon, ground, wall):
     tile = np.tanh(np.sin(6 * across) * np.sin(9 * depth) * 12 / (0.3 + depth**2))
     fade = 1 / (1 + 0.08 * depth**2)
     lower = ground * (1 + fade[..., None] * (0.14 * grain + 0.25 * tile)[..., None])
-    spread = np.exp(-(across / depth * 1.2) ** 2 - (y / height * 1.5) ** 2)
-    upper = np.array(wall, np.float32) * (0.6 + 0.5 * spread + 0.03 * fractal(rng, width, height, 1))[..., None]
-    return np.where(y[..., None] > 0, lower * (0.75 + 0.35 * spread)[..., None], upper)
+    glow = np.exp(-(across / depth * 1.2) ** 2 - (y / height * 1.5) ** 2)
+    plaster = 0.6 + 0.5 * glow + 0.03 * fractal(rng, width, height, 1)
+    upper = np.array(wall, np.float32) * plaster[..., None]
+    return np.where(y[..., None] > 0, lower * (0.75 + 0.35 * glow)[..., None], upper)
 
 
 def sphere(rng, radius, colour):
@@ -364,7 +394,8 @@ def sphere(rng, radius, colour):
     diffuse = np.clip(-0.5 * x - 0.6 * y + 0.62 * z, 0, 1)
     skin = fractal(rng, n, n, rng.uniform(0.8, 1.6)) * 0.14
     if rng.random() < 0.5:
-        skin = 0.35 * np.tanh(4 * np.sin(rng.uniform(4, 9) * np.arcsin(np.clip(y, -1, 1)) + 1.5 * skin))
+        bands = rng.uniform(4, 9) * np.arcsin(np.clip(y, -1, 1)) + 1.5 * skin
+        skin = 0.35 * np.tanh(4 * np.sin(bands))
     shine = 190 * np.clip(-0.33 * x - 0.4 * y + 0.85 * z, 0, 1) ** 40
     body = np.array(colour) * ((0.22 + 0.85 * diffuse) * (1 + skin))[..., None] + shine[..., None]
     edge = np.clip((1 - np.hypot(x, y)) * radius + 0.5, 0, 1) * 255
@@ -379,16 +410,20 @@ def column(rng, radius, colour):
     skin = 1 + 0.13 * fractal(rng, n, tall, 1.0)
     body = np.array(colour) * (light[None] * skin)[..., None]
     y, cap = np.arange(tall, dtype=np.float32)[:, None], 0.25 * radius * np.sqrt(1 - x**2)[None]
-    body[(y < 0.25 * radius + cap) & (y > 0.25 * radius - cap)] = np.array(colour) * 1.15
-    edge = np.clip(np.minimum(y - 0.25 * radius + cap, tall - 1 - 0.25 * radius + cap - y) + 0.5, 0, 1)
+    top = y - 0.25 * radius
+    body[abs(top) < cap] = np.array(colour) * 1.15
+    edge = np.clip(np.minimum(top + cap, tall - 1 - 0.5 * radius - top + cap) + 0.5, 0, 1)
     return picture(np.dstack([body, 255 * edge]))
 
 
 def shadow(radius):
     """L mask of a soft oval shadow, cast to the lower right."""
     y, x = (np.mgrid[:2 * radius, :3 * radius].astype(np.float32) - radius) / radius
-    return Image.fromarray((150 * np.exp(-((x - 0.4) ** 2) / 0.5 - (y / 0.3) ** 2)).astype(np.uint8))
+    dark = 150 * np.exp(-((x - 0.4) ** 2) / 0.5 - (y / 0.3) ** 2)
+    return Image.fromarray(dark.astype(np.uint8))
 
+
+INK = (25, 22, 30)
 
 CARTOONS = (
     ("a cartoon village with houses and trees", ((120, 200, 240), (215, 240, 250)), (120, 190, 80)),
@@ -400,26 +435,34 @@ CARTOONS = (
 def cartoon(rng, width, height, frames, variant):
     """Flat fills with dark outlines, and two bouncing figures."""
     _, sky, ground = CARTOONS[variant]
-    lines, ink = min(width, height), (25, 22, 30)
-    image = picture(gradient(2 * width, 2 * height, sky))
+    lines, image = min(width, height), picture(gradient(2 * width, 2 * height, sky))
     pen, line = ImageDraw.Draw(image), max(2, int(0.008 * lines))
     for _ in range(4):
-        x, y, r = rng.uniform(0, 2 * width), rng.uniform(0.1, 0.6) * height, rng.uniform(.05, .12) * lines
-        for dx in (-1.2, 0, 1.2):
-            pen.ellipse((x + dx * r - r, y - r * 0.8, x + dx * r + r, y + r * 0.8), fill=(245, 245, 250))
+        x, y = rng.uniform(0, 2 * width), rng.uniform(0.1, 0.6) * height
+        r = rng.uniform(0.05, 0.12) * lines
+        for cx in (x - 1.2 * r, x, x + 1.2 * r):
+            pen.ellipse((cx - r, y - 0.8 * r, cx + r, y + 0.8 * r), (245, 245, 250))
     for k in range(3):
-        x = np.linspace(0, 2 * width, 60)
-        y = height * (0.95 + 0.3 * k) + 0.1 * height * np.sin(x / width * rng.uniform(1.5, 4) + 6 * rng.random())
-        points = [*zip(x, y, strict=True), (2 * width, 2 * height), (0, 2 * height)]
-        pen.polygon(points, fill=tone(rng, np.array(ground) * (0.75 + 0.13 * k), 8))
-        pen.line(points[:60], fill=ink, width=line)
-        for _ in range(5):
-            i = int(rng.integers(3, 57))
-            (house if rng.random() < 0.5 else tree)(rng, pen, x[i], y[i], (0.09 + 0.05 * k) * 2 * lines, line)
+        colour = tone(rng, np.array(ground) * (0.75 + 0.13 * k), 8)
+        hill(rng, pen, (2 * width, 2 * height), k, colour, (0.18 + 0.1 * k) * lines, line)
     crew = [Layer(figure(rng, int(rng.uniform(0.18, 0.3) * lines)),
                   (rng.uniform(-0.3, 0.3) * width, rng.uniform(0, 0.3) * height),
                   drift(rng, frames, lines, 1.5) + hop(rng, frames, lines)) for _ in range(2)]
     return [Layer(image.reduce(2)), *crew]
+
+
+def hill(rng, pen, sides, k, colour, size, line):
+    """The k-th hill from the back, with houses and trees on its ridge."""
+    x = np.linspace(0, sides[0], 60)
+    wave = np.sin(2 * x / sides[0] * rng.uniform(1.5, 4) + rng.uniform(0, 6.28))
+    y = sides[1] * (0.475 + 0.15 * k + 0.05 * wave)
+    ridge = list(zip(x, y, strict=True))
+    pen.polygon([*ridge, sides, (0, sides[1])], fill=colour)
+    pen.line(ridge, fill=INK, width=line)
+    for i in rng.integers(3, 57, 5):
+        draw = house if rng.random() < 0.5 else tree
+        draw(rng, lambda kind, points, fill, i=i: getattr(pen, kind)(
+            [(x[i] + size * u, y[i] + size * v) for u, v in points], fill, INK, line))
 
 
 def hop(rng, frames, lines):
@@ -428,38 +471,34 @@ def hop(rng, frames, lines):
     return np.stack([0 * bounce, 0.06 * lines * bounce], -1)
 
 
-def house(rng, pen, x, y, size, line):
-    """A walled house with a roof, a door and windows, its foot at (x, y)."""
-    ink, wall, roof = (25, 22, 30), tone(rng, (225, 190, 150), 30), tone(rng, (185, 70, 55), 30)
-    pen.rectangle((x - size / 2, y - size * 0.8, x + size / 2, y + size * 0.1), wall, ink, line)
-    pen.polygon([(x - size * 0.62, y - size * 0.8), (x, y - size * 1.35), (x + size * 0.62, y - size * 0.8)],
-                roof, ink, line)
-    pen.rectangle((x - size * 0.1, y - size * 0.35, x + size * 0.12, y + size * 0.1), (110, 70, 45), ink, line)
-    for dx in (-0.38, 0.22):
-        pen.rectangle((x + dx * size, y - size * 0.65, x + (dx + 0.17) * size, y - size * 0.42),
-                      (250, 235, 150), ink, line)
+def house(rng, put):
+    """A house in units of its size, its foot at the origin; `put(kind, points, fill)` draws it."""
+    put("rectangle", ((-0.5, -0.8), (0.5, 0.1)), tone(rng, (225, 190, 150), 30))
+    put("polygon", ((-0.62, -0.8), (0, -1.35), (0.62, -0.8)), tone(rng, (185, 70, 55), 30))
+    put("rectangle", ((-0.1, -0.35), (0.12, 0.1)), (110, 70, 45))
+    for x in (-0.38, 0.22):
+        put("rectangle", ((x, -0.65), (x + 0.17, -0.42)), (250, 235, 150))
 
 
-def tree(rng, pen, x, y, size, line):
-    """A tree with a crown of three balls, its foot at (x, y)."""
-    ink, crown = (25, 22, 30), tone(rng, (60, 140, 70), 25)
-    pen.rectangle((x - size * 0.08, y - size * 0.7, x + size * 0.08, y + size * 0.1), (115, 75, 45), ink, line)
-    for dx, dy in ((-0.28, -0.8), (0.28, -0.8), (0, -1.1)):
-        box = (x + (dx - 0.36) * size, y + (dy - 0.36) * size, x + (dx + 0.36) * size, y + (dy + 0.36) * size)
-        pen.ellipse(box, crown, ink, line)
+def tree(rng, put):
+    """A tree with a crown of three balls, drawn as a house is."""
+    crown = tone(rng, (60, 140, 70), 25)
+    put("rectangle", ((-0.08, -0.7), (0.08, 0.1)), (115, 75, 45))
+    for x, y in ((-0.28, -0.8), (0.28, -0.8), (0, -1.1)):
+        put("ellipse", ((x - 0.36, y - 0.36), (x + 0.36, y + 0.36)), crown)
 
 
 def figure(rng, size):
-    """RGBA cartoon figure: a patterned body with eyes and a mouth."""
-    n, ink = 4 * size, (25, 22, 30, 255)
-    image, line = Image.new("RGBA", (n, n)), max(3, size // 12)
-    pen, colour = ImageDraw.Draw(image), (*tone(rng, rng.uniform(90, 240, 3), 10), 255)
-    pen.ellipse((0.15 * n, 0.2 * n, 0.85 * n, 0.98 * n), colour, ink, line)
-    for k in range(5):
-        pen.arc((0.2 * n, (0.45 + 0.08 * k) * n, 0.8 * n, (0.62 + 0.08 * k) * n), 20, 160, ink, line // 2)
-    for dx in (0.36, 0.64):
-        pen.ellipse(((dx - 0.12) * n, 0.08 * n, (dx + 0.12) * n, 0.36 * n), (250, 250, 250, 255), ink, line)
-        pen.ellipse(((dx - 0.03) * n, 0.19 * n, (dx + 0.06) * n, 0.28 * n), ink)
+    """RGBA cartoon figure: a striped body with eyes."""
+    n, line = 4 * size, max(3, size // 12)
+    image = Image.new("RGBA", (n, n))
+    pen, colour = ImageDraw.Draw(image), tone(rng, rng.uniform(90, 240, 3), 10)
+    pen.ellipse((0.15 * n, 0.2 * n, 0.85 * n, 0.98 * n), colour, INK, line)
+    for y in 0.45 + 0.08 * np.arange(5):
+        pen.arc((0.2 * n, y * n, 0.8 * n, (y + 0.17) * n), 20, 160, INK, line // 2)
+    for x in (0.36, 0.64):
+        pen.ellipse(((x - 0.12) * n, 0.08 * n, (x + 0.12) * n, 0.36 * n), (250,) * 3, INK, line)
+        pen.ellipse(((x - 0.03) * n, 0.19 * n, (x + 0.06) * n, 0.28 * n), INK)
     return image.reduce(4)
 
 
@@ -471,22 +510,22 @@ CITIES = (
 
 
 def city(rng, width, height, frames, variant):
-    """Rows of facades with windows, a street in front, lights or cars that pass by."""
+    """Rows of facades with windows, a street in front, cars that pass by."""
     _, sky, wall, pane = CITIES[variant]
     lines, image = min(width, height), picture(gradient(2 * width, 2 * height, sky))
-    pen = ImageDraw.Draw(image)
-    for row in range(4):
-        x, near = -0.1 * width, (row + 1) / 4
+    pen, brick = ImageDraw.Draw(image), (1.12, 0.9, 0.78) if variant == 2 else (1, 1, 1.06)
+    for near in (0.25, 0.5, 0.75, 1.0):
+        x, base = -0.1 * width, near * wall * np.array(brick) + (1 - near) * np.array(sky[1])
         while x < 2 * width:
-            w, top = rng.uniform(0.14, 0.34) * lines * (1 + near), 2 * height * (0.1 + 0.13 * row + 0.22 * rng.random())
-            tint = (wall * 1.12, wall * 0.9, wall * 0.78) if variant == 2 else (wall, wall, wall * 1.06)
-            base = np.array(tint) * near + np.array(sky[1]) * (1 - near)
-            tower(rng, pen, (x, top, x + w, 2 * height), tone(rng, base, 12), pane, (0.018 + 0.02 * near) * lines)
+            w = rng.uniform(0.14, 0.34) * lines * (1 + near)
+            top = height * (0.52 * near + rng.uniform(-0.06, 0.5))
+            pitch = rng.uniform(0.012, 0.026) * (1 + near) * lines
+            tower(rng, pen, (x, top, x + w, 2 * height), tone(rng, base, 12), pane, pitch)
             x += w + rng.exponential(0.03) * lines
     pen.rectangle((0, 1.72 * height, 2 * width, 2 * height), tone(rng, (wall * 0.5,) * 3, 5))
-    for k in range(9):
-        pen.rectangle((k * 0.25 * width, 1.83 * height, (k * 0.25 + 0.1) * width, 1.845 * height), (190, 190, 180))
-    image = textured(rng, image.reduce(2), Image.new("RGB", (width, height), (120, 70, 0)))
+    for x in np.arange(9) * 0.25 * width:
+        pen.rectangle((x, 1.83 * height, x + 0.1 * width, 1.845 * height), (190, 190, 180))
+    image = textured(rng, image.reduce(2), Image.new("RGB", (width, height), (170, 90, 0)))
     cars = [Layer(car(rng, int(rng.uniform(0.16, 0.26) * lines)),
                   (rng.uniform(-0.4, 0.4) * width, (0.36 + 0.05 * k) * height),
                   drift(rng, frames, lines, 2.0) * (1, 0)) for k in range(3)]
@@ -494,15 +533,17 @@ def city(rng, width, height, frames, variant):
 
 
 def tower(rng, pen, box, colour, pane, pitch):
-    """A facade: a flat wall with a grid of windows, each in its own state."""
+    """A facade with a shaded edge and a grid of windows, each in its own state."""
     left, top, right, bottom = box
+    wide, tall = pitch * rng.uniform(0.6, 1.3), pitch * rng.uniform(0.8, 1.6)
     pen.rectangle(box, colour)
-    pen.rectangle((left, top, left + 0.12 * (right - left), bottom), tuple(int(c * 0.75) for c in colour))
+    edge = left + 0.12 * (right - left)
+    pen.rectangle((left, top, edge, bottom), tuple(int(c * 0.75) for c in colour))
     for y in np.arange(top + pitch, bottom, 2 * pitch):
-        for x in np.arange(left + 0.2 * (right - left), right - pitch, 1.8 * pitch):
+        for x in np.arange(edge + 0.5 * pitch, right - pitch, 1.8 * pitch):
             lit = rng.random()
-            shade = pane if lit < 0.55 else tuple(int(c * (0.35 + 0.5 * lit)) for c in colour)
-            pen.rectangle((x, y, x + pitch, y + pitch * 1.2), shade)
+            shade = pane if lit < 0.45 else tuple(int(c * (0.35 + 0.5 * lit)) for c in colour)
+            pen.rectangle((x, y, x + wide, y + tall), shade)
 
 
 def car(rng, size):
@@ -510,14 +551,14 @@ def car(rng, size):
     w, h = 8 * size, 4 * size
     image, colour = Image.new("RGBA", (w, h)), tone(rng, rng.uniform(40, 220, 3), 15)
     pen = ImageDraw.Draw(image)
-    pen.polygon([(0.2 * w, 0.45 * h), (0.32 * w, 0.1 * h), (0.66 * w, 0.1 * h), (0.8 * w, 0.45 * h)],
-                (60, 75, 90, 255))
-    pen.rounded_rectangle((0.02 * w, 0.4 * h, 0.98 * w, 0.8 * h), 0.1 * h, (*colour, 255))
-    pen.rectangle((0.05 * w, 0.46 * h, 0.95 * w, 0.5 * h), (*tone(rng, np.array(colour) + 60, 5), 255))
+    cabin = ((0.2, 0.45), (0.32, 0.1), (0.66, 0.1), (0.8, 0.45))
+    pen.polygon([(x * w, y * h) for x, y in cabin], (60, 75, 90))
+    pen.rounded_rectangle((0.02 * w, 0.4 * h, 0.98 * w, 0.8 * h), 0.1 * h, colour)
+    pen.rectangle((0.05 * w, 0.46 * h, 0.95 * w, 0.5 * h), tone(rng, np.array(colour) + 60, 5))
     for x in (0.22, 0.76):
-        pen.ellipse((x * w - 0.2 * h, 0.6 * h, x * w + 0.2 * h, h), (15, 15, 18, 255))
-        pen.ellipse((x * w - 0.1 * h, 0.7 * h, x * w + 0.1 * h, 0.9 * h), (150, 150, 155, 255))
-    pen.rectangle((0.93 * w, 0.5 * h, 0.98 * w, 0.6 * h), (255, 245, 200, 255))
+        pen.ellipse((x * w - 0.2 * h, 0.6 * h, x * w + 0.2 * h, h), (15, 15, 18))
+        pen.ellipse((x * w - 0.1 * h, 0.7 * h, x * w + 0.1 * h, 0.9 * h), (150, 150, 155))
+    pen.rectangle((0.93 * w, 0.5 * h, 0.98 * w, 0.6 * h), (255, 245, 200))
     return image.reduce(4)
 
 
@@ -525,7 +566,7 @@ TEXTS = (
     ("a page of printed text that scrolls", "Serif", (238, 234, 224), (35, 32, 30), 0.035),
     ("a code editor with coloured lines", "SansMono", (28, 30, 38), (200, 205, 200), 0.032),
     ("closing credits on black", "Sans-Bold", (6, 6, 8), (225, 225, 225), 0.05),
-    ("a slide with headlines and a chart", "Sans", (250, 250, 252), (30, 50, 90), 0.055),
+    ("a slide with headlines and a picture", "Sans", (250, 250, 252), (30, 50, 90), 0.055),
 )
 
 
@@ -538,38 +579,23 @@ def text(rng, width, height, frames, variant):
     back *= gradient(width, height, ((0.95,) * 3, (1.02,) * 3))
     sheet = Image.new("RGBA", (width, 2 * height), (*ink, 0))
     pen, face = ImageDraw.Draw(sheet), font(size, style)
+    code = style == "SansMono"
     for y in np.arange(0, 2 * height, 1.45 * size):
-        indent = rng.integers(0, 4) * 2 * size if style == "SansMono" else 0.04 * width
+        indent = rng.integers(0, 4) * 2 * size if code else 0.04 * width
         words = " ".join(rng.choice(WORDS, int(rng.integers(4, 24))))
-        colour = tone(rng, rng.uniform(80, 240, 3), 5) if style == "SansMono" else tone(rng, ink, 6)
-        pen.text((indent, y), words, font=face, fill=(*colour, 255))
+        colour = tone(rng, rng.uniform(80, 240, 3), 5) if code else tone(rng, ink, 6)
+        pen.text((indent, y), words, font=face, fill=colour)
     speed = -rng.uniform(0.004, 0.015) * lines * np.arange(frames)
-    layers = [Layer(picture(back)), Layer(sheet, path=np.stack([0 * speed, speed], -1))]
-    return [*layers, *(chart(rng, lines, frames) if variant == 3 else inset(rng, lines, frames))]
-
-
-def inset(rng, lines, frames):
-    """A picture that slides over the letters: a cut-out of coloured 1/f noise."""
-    n = int(0.4 * lines)
-    base = rng.uniform(60, 200, 3)
-    layers = np.dstack([b + 45 * fractal(rng, n, n, 1.5) for b in base])
-    return [Layer(cut(rng, picture(layers)), tuple(rng.uniform(-0.3, 0.3, 2) * lines),
-                  drift(rng, frames, lines))]
-
-
-def chart(rng, lines, frames):
-    """A bar chart that moves into the slide."""
-    w, h = int(0.9 * lines), int(0.5 * lines)
-    image = Image.new("RGBA", (w, h), (252, 252, 248, 255))
-    pen = ImageDraw.Draw(image)
-    for k, v in enumerate(rng.uniform(0.15, 0.9, 9)):
-        pen.rectangle(((k + 0.5) * w / 10, h * (1 - v), (k + 1.3) * w / 10, h), tone(rng, (90, 130, 190), 40))
-    pen.line([(k * w / 20, h * v) for k, v in enumerate(rng.uniform(0.2, 0.8, 21))], (200, 60, 50), 3)
-    return [Layer(image, (0, 0.18 * lines), drift(rng, frames, lines))]
+    scroll = Layer(sheet, path=np.stack([0 * speed, speed], -1))
+    side = int(rng.uniform(0.3, 0.5) * lines)
+    inset = np.dstack([b + 45 * fractal(rng, side, side, 1.5) for b in rng.uniform(60, 200, 3)])
+    spot = tuple(rng.uniform(-0.3, 0.3, 2) * lines)
+    return [Layer(picture(back)), scroll,
+            Layer(cut(rng, picture(inset)), spot, drift(rng, frames, lines))]
 
 
 GAMES = (
-    ("a side-scrolling platform game with sprites", ((60, 110, 200), (150, 200, 240)), (150, 95, 55)),
+    ("a side-scrolling platform game", ((60, 110, 200), (150, 200, 240)), (150, 95, 55)),
     ("a retro space shooter with pixel-art enemies", ((5, 5, 20), (25, 10, 45)), (80, 80, 110)),
     ("a top-down dungeon game with monsters", ((50, 42, 48), (70, 60, 62)), (120, 112, 105)),
 )
@@ -590,17 +616,17 @@ def game(rng, width, height, frames, variant):
     hoard = [Layer(monster(rng, zoom * int(rng.integers(1, 3))),
                    tuple(rng.uniform(-0.4, 0.4, 2) * (width, height)),
                    drift(rng, frames, lines, 2.0) + hop(rng, frames, lines)) for _ in range(9)]
-    score = Image.new("RGBA", (width, int(0.09 * lines)), (0, 0, 0, 90))
-    ImageDraw.Draw(score).text((0.12 * width, 0.01 * lines), f"SCORE {rng.integers(10**6):07d}   LIVES x3",
-                               font=font(0.06 * lines, "SansMono-Bold"), fill=(255, 255, 255, 255))
+    score, words = Image.new("RGBA", (width, int(0.09 * lines)), (0, 0, 0, 90)), rng.integers(10**6)
+    ImageDraw.Draw(score).text((0.12 * width, 0.01 * lines), f"SCORE {words:07d}   LIVES x3",
+                               "white", font(0.06 * lines, "SansMono-Bold"))
     return [Layer(back), *hoard, Layer(score, (0, -0.38 * height), parallax=0.0)]
 
 
 def tile(rng, base):
     """RGB 16 x 16 block with a bevel and speckles."""
     block = np.array(base) * (1 + 0.12 * rng.standard_normal((16, 16, 1)))
-    block[:2], block[:, :2], block[-2:], block[:, -2:] = (block[:2] * 1.4, block[:, :2] * 1.2,
-                                                         block[-2:] * 0.6, block[:, -2:] * 0.7)
+    block[:2], block[:, :2] = 1.4 * block[:2], 1.2 * block[:, :2]
+    block[-2:], block[:, -2:] = 0.6 * block[-2:], 0.7 * block[:, -2:]
     return picture(block)
 
 
@@ -618,25 +644,38 @@ def monster(rng, zoom):
 def collage(rng, width, height, frames, photos):
     """Dead leaves whose leaves are cut from photographs: natural statistics at any size."""
     lines = min(width, height)
-    canvas = Image.new("RGB", (width, height), (90, 90, 90))
-    radii = np.sort(rng.uniform(1 / 0.5**2, 1 / 0.07**2, 150) ** -0.5)[::-1] * lines
-    for r in [0.5 * lines] * 8 + list(radii):
-        x, y = rng.uniform(0, width), rng.uniform(0, height)
+    canvas = snip(rng, photos, max(width, height)).crop((0, 0, width, height))
+    radii = rng.uniform(0.4**-2, rng.uniform(0.08, 0.14) ** -2, 60) ** -0.5
+    for r in np.sort(radii)[::-1] * lines:
         piece = cut(rng, snip(rng, photos, int(2 * r)), 0.35)
-        canvas.paste((10, 10, 12), (int(x - 0.96 * r), int(y - 0.96 * r)),
-                     piece.getchannel("A").filter(ImageFilter.BoxBlur(3)).point(lambda v: v // 2))
-        canvas.paste(piece, (int(x - r), int(y - r)), piece)
-    movers = [Layer(cut(rng, snip(rng, photos, int(s * lines))), tuple(rng.uniform(-0.35, 0.35, 2) * (width, height)),
+        x, y = rng.uniform(-r, (width - r, height - r))
+        shade = piece.getchannel("A").filter(ImageFilter.BoxBlur(3)).point(lambda v: v // 2)
+        canvas.paste((10, 10, 12), (int(x + 0.04 * r), int(y + 0.04 * r)), shade)
+        canvas.paste(piece, (int(x), int(y)), piece)
+    movers = [Layer(cut(rng, snip(rng, photos, int(size * lines))),
+                    tuple(rng.uniform(-0.35, 0.35, 2) * (width, height)),
                     drift(rng, frames, lines), rng.normal(0, 0.02) * np.arange(frames))
-              for s in rng.uniform(0.18, 0.4, 4)]
-    return [Layer(canvas, sway=0.006 * lines), *movers]
+              for size in rng.uniform(0.18, 0.4, 4)]
+    return [Layer(focused(rng, canvas), sway=0.006 * lines), *movers]
 
 
 def snip(rng, photos, side):
-    """RGB square of a random photograph, mirrored at random, never enlarged by more than 1.25."""
-    photo = photos[rng.integers(len(photos))]
-    full = min(photo.size)
-    window = int(np.clip(rng.uniform(0.8, 2.0) * side, 16, full))
+    """RGB square window of a random photograph, mirrored at random, hardly ever enlarged."""
+    photo = photos[rng.choice([k for k, p in enumerate(photos) if min(p.size) > 0.7 * side]
+                              or [np.argmax([min(p.size) for p in photos])])]
+    window = int(np.clip(rng.uniform(0.8, 2.0) * side, 16, min(photo.size)))
     x, y = (int(rng.integers(0, n - window + 1)) for n in photo.size)
     piece = photo.resize((side, side), Image.LANCZOS, (x, y, x + window, y + window))
     return piece.transpose(Image.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else piece
+
+
+def caption(rng, width, height):
+    """A line of text or a mark pinned over the picture, as users' videos often carry."""
+    lines = min(width, height)
+    words = " ".join(rng.choice(WORDS, int(rng.integers(1, 6))))
+    face = font(rng.uniform(0.04, 0.085) * lines, rng.choice(("Sans-Bold", "Sans", "Serif-Bold")))
+    sheet = Image.new("RGBA", (width, int(0.14 * lines)))
+    ink = ((255, 255, 255, 255), (250, 220, 60, 255), (255, 255, 255, 120))[rng.integers(3)]
+    ImageDraw.Draw(sheet).text((width / 2, 0.07 * lines), words, ink, face, "mm",
+                               stroke_width=int(0.006 * lines), stroke_fill=(0, 0, 0, ink[3]))
+    return Layer(sheet, (0, rng.choice((-0.33, 0.33)) * height), parallax=0.0)

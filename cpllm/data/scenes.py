@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from cpllm import config
 from cpllm.data import families
@@ -56,8 +56,9 @@ class Photo:
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
-def _skimage(split: str, file: str, content: str, style: str, *more: str, **kwargs) -> Photo:
-    return Photo(split, "skimage", tuple(f"data/{f}" for f in (file, *more)), content, style, **kwargs)
+def _skimage(split: str, file: str, content: str, style: str, *more: str, **tint) -> Photo:
+    files = tuple(f"data/{f}" for f in (file, *more))
+    return Photo(split, "skimage", files, content, style, **tint)
 
 
 PHOTOS = {
@@ -107,6 +108,7 @@ VARIANTS = {"leaves": families.LEAVES, "landscape": families.LANDSCAPES,
             "cartoon": families.CARTOONS, "city": families.CITIES, "text": families.TEXTS,
             "game": families.GAMES, "collage": (("overlapping scraps of photographs",),)}
 ONLY = {"game": "test", "collage": "train"}
+SCREENS = ("cartoon", "text", "game")
 SPLITS = ("train", "validation", "test")
 
 PHOTO_SHARE = 0.45
@@ -171,8 +173,11 @@ def _fit(photo: tuple[int, int], k: int, max_lines: int) -> tuple[int, int]:
 
     Odd k takes the largest such size, so that photographs too reach the most lines.
     """
+    if k % 7 == 3 and min(photo) * LARGEST_ZOOM >= max_lines:
+        return _size(1.0, 16 / 9, max_lines)
+
     def fits(size):
-        return all(side * MARGIN <= full * LARGEST_ZOOM for side, full in zip(size, photo, strict=True))
+        return all(a * MARGIN <= b * LARGEST_ZOOM for a, b in zip(size, photo, strict=True))
 
     sizes = [_size(s, a, max_lines) for s in sorted(set(SHARES)) for a in sorted(set(ASPECTS))]
     sizes = sorted({s for s in sizes if fits(s)}, key=min)
@@ -201,21 +206,29 @@ def photograph(name: str) -> tuple[Image.Image, ...]:
 
 
 def _photo_layers(rng: np.random.Generator, scene: Scene, width: int, height: int) -> list[Layer]:
-    """A window of the photograph as the canvas, and cut-outs of the same photograph that move."""
+    """A window of the photograph as the canvas, and cut-outs of the same photograph that move.
+
+    A frame too wide for the photograph shows it upright between blurred sides, as phones do.
+    """
     views = photograph(scene.source)
     photo = views[rng.integers(len(views))]
     if rng.random() < 0.5:
         photo = photo.transpose(Image.FLIP_LEFT_RIGHT)
-    largest = min(photo.width / width, photo.height / height)
+    largest, lines = min(photo.width / width, photo.height / height), min(width, height)
     scale = min(largest, max(1 / LARGEST_ZOOM, rng.uniform(0.75, 1.0) * largest))
     canvas = _window(rng, photo, width, height, scale)
-    lines, movers = min(width, height), []
-    for size in rng.uniform(0.2, 0.38, rng.integers(1, 4)) * lines:
+    layers = [Layer(canvas, sway=rng.uniform(0.002, 0.012) * lines)]
+    if largest < 1 / LARGEST_ZOOM:
+        scale = photo.height / scene.height
+        upright = _window(rng, photo, round(rng.uniform(0.6, 0.9) * lines), scene.height, scale)
+        layers = [Layer(canvas.filter(ImageFilter.GaussianBlur(0.04 * lines))),
+                  Layer(upright.convert("RGBA"), parallax=0.0)]
+    for size in rng.uniform(0.15, 0.3, rng.integers(1, 3)) * lines:
         piece = families.cut(rng, _window(rng, photo, int(size), int(size), scale))
-        movers.append(Layer(piece, tuple(rng.uniform(-0.35, 0.35, 2) * (width, height)),
-                            families.drift(rng, scene.frames, lines),
-                            rng.normal(0, 0.015) * np.arange(scene.frames)))
-    return [Layer(canvas, sway=rng.uniform(0.002, 0.012) * lines), *movers]
+        turn, spin = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.015) * np.arange(scene.frames)
+        spot = 0.36 * width * np.cos(turn), 0.36 * height * np.sin(turn)  # faces are in the middle
+        layers.append(Layer(piece, spot, families.drift(rng, scene.frames, lines), spin))
+    return layers
 
 
 def _window(rng, photo, width, height, scale) -> Image.Image:
@@ -232,24 +245,34 @@ def render(scene: Scene) -> np.ndarray:
     """Film the scene: uint8[N, H, W, 3] RGB, the same bytes at every call."""
     rng = np.random.default_rng(scene.seed)
     layers = _layers(rng, scene)
-    moves = _camera(rng, scene)
-    curves, noise = _grade(rng, scene.family), _grain(rng, scene)
-    film = np.empty((scene.frames, scene.height, scene.width, 3), np.uint8)
-    for n in range(scene.frames):
-        frame = _shoot(layers, scene, n, *(m[n] for m in moves)).point(curves)
-        film[n] = np.clip(np.asarray(frame, np.float32) + noise(), 0, 255)
+    moves, noise = _camera(rng, scene), _grain(rng, scene)
+    shots = [_shoot(layers, scene, n, *(m[n] for m in moves)) for n in range(scene.frames)]
+    # Drawn worlds are sharper than any lens; screens are filmed by none, photographs by theirs.
+    if scene.family not in ("photo", *SCREENS):
+        lens = ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9))
+        shots = [shot.filter(lens) for shot in shots]
+    colours, curves = _grade(rng, shots[0])
+    bar = round(scene.height * rng.uniform(0.06, 0.13)) if rng.random() < 0.08 else 0
+    film = np.zeros((scene.frames, scene.height, scene.width, 3), np.uint8)
+    for n, shot in enumerate(shots):
+        frame = np.asarray(shot.convert("RGB", colours).point(curves), np.float32) + noise()
+        film[n, bar:scene.height - bar] = np.clip(frame, 0, 255)[bar:scene.height - bar]
     return film
 
 
 def _layers(rng: np.random.Generator, scene: Scene) -> list[Layer]:
+    """What stands before the camera, back to front; a tenth of it under a caption."""
     width, height = (round(MARGIN * side) for side in (scene.width, scene.height))
     if scene.family == "photo":
-        return _photo_layers(rng, scene, width, height)
-    if scene.family == "collage":
+        layers = _photo_layers(rng, scene, width, height)
+    elif scene.family == "collage":
         pool = [photograph(n)[0] for n, photo in PHOTOS.items() if photo.split == scene.split]
-        return families.collage(rng, width, height, scene.frames, pool)
-    variant = [v[0] for v in VARIANTS[scene.family]].index(scene.content)
-    return WORLDS[scene.family](rng, width, height, scene.frames, variant)
+        layers = families.collage(rng, width, height, scene.frames, pool)
+    else:
+        variant = [v[0] for v in VARIANTS[scene.family]].index(scene.content)
+        layers = WORLDS[scene.family](rng, width, height, scene.frames, variant)
+    marked = rng.random() < 0.1
+    return [*layers, families.caption(rng, scene.width, scene.height)] if marked else layers
 
 
 def _camera(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -317,18 +340,31 @@ def _overlay(frame, image, spot, scale, turn) -> None:
     right, bottom = np.minimum(np.ceil(spot + half), frame.size).astype(int)
     if right <= left or bottom <= top:
         return
-    matrix = _matrix(image, spot - (left, top), scale, turn)
-    patch = image.transform((right - left, bottom - top), Image.AFFINE, matrix.ravel(), Image.BICUBIC)
+    matrix, (w, h) = _matrix(image, spot - (left, top), scale, turn), (right - left, bottom - top)
+    corners = matrix @ np.array([[0, w, 0, w], [0, 0, h, h], [1, 1, 1, 1]])
+    x0, y0 = np.maximum(corners.min(1) - 3, 0).astype(int)
+    x1, y1 = np.minimum(corners.max(1) + 4, image.size).astype(int)
+    matrix[:, 2] -= x0, y0
+    patch = image.crop((x0, y0, x1, y1))
+    patch = patch.transform((w, h), Image.AFFINE, matrix.ravel(), Image.BICUBIC)
     frame.paste(patch, (left, top), patch)
 
 
-def _grade(rng: np.random.Generator, family: str) -> list[int]:
-    """A table of 3 x 256 levels: exposure, contrast, gamma and white balance of this camera."""
-    x = np.linspace(0, 1, 256)
-    gamma, contrast, lift = rng.uniform(0.8, 1.3), rng.uniform(0.75, 1.1), rng.uniform(0, 0.06)
-    balance = 1 + rng.normal(0, 0.03, 3)
-    curves = [lift + (1 - lift) * (0.5 + contrast * (x**gamma - 0.5)) * b for b in balance]
-    return [int(v) for v in np.clip(np.concatenate(curves) * 255 + 0.5, 0, 255)]
+def _grade(rng: np.random.Generator, shot: Image.Image) -> tuple[tuple[float, ...], list[int]]:
+    """What this camera makes of the light: a colour matrix, and a table of 3 x 256 levels.
+
+    Automatic exposure spreads most scenes over most levels, at most 1.8 times; a fifth stay dull.
+    """
+    s, luma = rng.uniform(0.45, 1.1), (0.299, 0.587, 0.114)
+    matrix = [(1 - s) * luma[j] + s * (i == j) if j < 3 else 0 for i in range(3) for j in range(4)]
+    low, high = np.percentile(np.asarray(shot.convert("L")), (1, 99))
+    black, white = rng.uniform(0, 35), rng.uniform(205, 255)
+    gain = np.clip((white - black) / max(high - low, 1), 0.5, 1.8)
+    if rng.random() < 0.2:
+        gain, black = 0.85, low * 0.85 + 20
+    x = np.clip((black + (np.arange(256) - low) * gain) / 255, 0, 1)
+    balance, gamma = 1 + rng.normal(0, 0.03, 3), rng.uniform(0.85, 1.2)
+    return tuple(matrix), [int(min(255, 255 * v * b + 0.5)) for b in balance for v in x**gamma]
 
 
 def _grain(rng: np.random.Generator, scene: Scene):
@@ -336,7 +372,7 @@ def _grain(rng: np.random.Generator, scene: Scene):
 
     Shifts of one field stand for fresh fields, at a tenth of the cost; luma noise is stronger.
     """
-    sigma, reach = np.exp(rng.uniform(np.log(0.5), np.log(2.5))), 64
+    sigma, reach = np.exp(rng.uniform(np.log(0.25), np.log(1.8))), 64
     shape = (scene.height + reach, scene.width + reach)
     field = rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma)
 
