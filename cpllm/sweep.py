@@ -25,7 +25,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -88,6 +87,7 @@ def run_notebook(
     Cells run in the notebook's own folder, as they do in Jupyter. A failure leaves the partial
     notebook in `<name>.failed.ipynb` beside `output`, and an older `output` as it was.
     """
+    import nbformat
     import papermill
     from traitlets.config import Config
 
@@ -137,8 +137,21 @@ def up_to_date(
     """Whether `output` was made from this source, these parameters and these inputs' contents."""
     if not Path(output).exists():
         return False
-    made = nbformat.read(output, as_version=4).metadata.get("cpllm", {})
+    made = read(output)["metadata"].get("cpllm", {})
     return made.get("fingerprint") == fingerprint(Path(source), parameters, inputs)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A notebook's plain values, each cell's source one string.
+
+    Not by nbformat, whose import costs seconds, where nothing but reading is asked.
+    """
+    notebook = json.loads(Path(path).read_text())
+    if notebook.get("nbformat") != 4:
+        raise NotebookError(f"{path}: expected nbformat 4, came {notebook.get('nbformat')}")
+    for cell in notebook["cells"]:
+        cell["source"] = "".join(cell["source"])
+    return notebook
 
 
 def fingerprint(source: Path | None, parameters: Mapping[str, Any], inputs: Iterable[Path]) -> str:
@@ -302,6 +315,8 @@ def _refuse_unknown(name: str, notebook: Any, parameters: Mapping[str, Any]) -> 
 
 def _write(notebook: Any, path: Path, record: dict[str, Any], begun: float) -> None:
     """Scrubbed and whole, by a temporary name in the same folder."""
+    import nbformat
+
     notebook = nbformat.from_dict(scrub(notebook))
     notebook.metadata.pop("papermill", None)
     notebook.metadata["kernelspec"] = dict(KERNEL)
@@ -352,8 +367,8 @@ def _reason(error: Exception) -> str:
 
 def _source_hash(source: Path) -> str:
     """Over cell types, sources and tags, so that an editor's metadata changes nothing."""
-    cells = nbformat.read(source, as_version=4).cells
-    text = json.dumps([[c.cell_type, c.source, c.metadata.get("tags", [])] for c in cells])
+    cells = read(source)["cells"]
+    text = json.dumps([[c["cell_type"], c["source"], c["metadata"].get("tags", [])] for c in cells])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

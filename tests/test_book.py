@@ -1,0 +1,271 @@
+"""The book: built without a warning or a request to another server, readable on a phone."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.server
+import importlib.util
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from cpllm.sweep import NOTEBOOKS, ROOT
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)
+QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync")
+TABLE3 = """system,metric,value,ci_low,ci_high,n_sources,n_items,seeds,status
+CP-LLM,FR diff=2,0.1234,0.1,0.15,15,300,3,ok
+CP-LLM,FR diff=2 ties,0.0,0,0,15,300,3,ok
+filesize,FR diff=2,,,,,,,not run (smoke)
+"CP-LLM (paper, LSVQ-test-1080p)",FR diff=2,0.987,,,,,,paper
+"""
+
+
+def load(root: Path):
+    """book/_ext/build.py of a checkout, as a module."""
+    spec = importlib.util.spec_from_file_location("build", root / "book" / "_ext" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def picture() -> str:
+    """A small PNG, as a notebook stores it."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.new("RGB", (1600, 300), "teal").save(data, "png")
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def executed(title: str, profile: str) -> nbformat.NotebookNode:
+    """What cpllm.sweep leaves: parameters, a wide table, a figure, provenance."""
+    wide = "<table><tr>" + "".join(f"<td>column-{i}</td>" for i in range(40)) + "</tr></table>"
+    notebook = new_notebook(cells=[
+        new_markdown_cell(f"# {title}\n\nA sentence with $q \\in [0, 1]$."),
+        new_code_cell("profile = 'default'", metadata={"tags": ["parameters"]}),
+        new_code_cell(f"profile = '{profile}'", metadata={"tags": ["injected-parameters"]}),
+        new_code_cell("show()", execution_count=3, outputs=[
+            new_output("execute_result", {"text/html": wide, "text/plain": "-"}, execution_count=3),
+            new_output("display_data", {"image/png": picture(), "text/plain": "-"}),
+        ]),
+    ])
+    notebook.metadata["kernelspec"] = {
+        "name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["cpllm"] = {
+        "source": "a.ipynb", "source_sha256": "ab" * 32, "parameters": {"profile": profile},
+        "fingerprint": "cd" * 32, "commit": "0123456789abcdef", "dirty": False,
+        "started": "2026-01-02T03:04:05+00:00", "duration_s": 61.2, "device": "2 × Abacus",
+        "versions": {"python": "3.11"},
+    }
+    return notebook
+
+
+def checkout(root: Path) -> Path:
+    """The book and what its pages quote, without results."""
+    skip = shutil.ignore_patterns("_build", "chapters", "__pycache__")
+    shutil.copytree(ROOT / "book", root / "book", ignore=skip)
+    shutil.copytree(ROOT / "cpllm", root / "cpllm", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "notebooks").mkdir()
+    return root
+
+
+def build(root: Path, profile: str = "auto") -> subprocess.CompletedProcess:
+    """As `make book` does."""
+    return subprocess.run([sys.executable, str(root / "book" / "_ext" / "build.py"), profile],
+                          capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory) -> Path:
+    """A pocket book: all chapters but the last executed, a Table 3. Returns the checkout."""
+    root = checkout(tmp_path_factory.mktemp("book"))
+    *chapters, _ = NOTEBOOKS
+    results = root / "results" / "pocket"
+    (results / "notebooks").mkdir(parents=True)
+    (results / "tables").mkdir()
+    (results / "tables" / "table3.csv").write_text(TABLE3)
+    for name in chapters:
+        nbformat.write(executed(f"Chapter {name}", "pocket"),
+                       results / "notebooks" / f"{name}.ipynb")
+    run = build(root)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return root
+
+
+@pytest.fixture(scope="module")
+def html(book) -> Path:
+    return book / "book" / "_build" / "html"
+
+
+class Loads(HTMLParser):
+    """Addresses that a page fetches by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed"):
+            self.addresses.append(attrs.get("src") or "")
+        if tag == "link":
+            self.addresses.append(attrs.get("href") or "")
+
+
+def pages(html: Path) -> list[Path]:
+    """All but the one that only redirects to the first."""
+    found = [p for p in html.rglob("*.html")
+             if "_static" not in p.parts and p != html / "index.html"]
+    assert len(found) > 8
+    return found
+
+
+def test_pages_fetch_nothing_from_elsewhere(html):
+    for page in pages(html):
+        text = page.read_text()
+        parser = Loads()
+        parser.feed(text)
+        assert parser.addresses
+        outside = [a for a in parser.addresses if re.match(r"(https?:)?//", a)]
+        assert not outside, f"{page.name}: {outside}"
+        assert "thebe" not in text.replace("sphinx-thebe.css", "")
+        assert text.count("tex-svg.js") <= 1
+    for sheet in (html / "_static").rglob("*.css"):
+        outside = re.findall(r"url\([\"']?(?:https?:)?//[^)]*|@import[^;]*//[^;]*",
+                             sheet.read_text())
+        assert not outside, f"{sheet.name}: {outside}"
+
+
+def test_chapter_carries_profile_and_provenance(html):
+    name = next(iter(NOTEBOOKS))
+    text = (html / "chapters" / f"{name}.html").read_text()
+    assert f"Chapter {name} (pocket)" in text
+    assert "Where this page comes from" in text
+    for fact in ("0123456789", "2 × Abacus", "61 s", "2026-01-02 03:04 UTC"):
+        assert fact in text
+    assert "default" not in re.sub(r"<[^>]+>", "", text.split("</h1>")[1].split("Where this")[0])
+
+
+def test_what_was_not_executed_says_not_run(html):
+    *_, name = NOTEBOOKS
+    text = (html / "chapters" / f"{name}.html").read_text()
+    assert "(pocket)" in text and "Not run." in text
+    assert "not run" in (html / "status.html").read_text()
+
+
+def test_front_page_shows_measured_values_and_never_the_papers(html):
+    text = (html / "intro.html").read_text()
+    assert "0.123 [0.100, 0.150]" in text
+    assert "not run (smoke)" in text
+    assert "15 sources, 3 seeds" in text
+    glance = text.split("Table 3 (pocket)")[1].split("</table>")[0]
+    assert "0.987" not in text and "ties" not in glance
+
+
+def test_method_page_has_every_equation(html):
+    text = (html / "method.html").read_text()
+    numbered = set(re.findall(r'id="equation-(\w+)"', text))
+    assert numbered >= {"high", "low", "sequence", "score", "ranking", "regression", "total"}
+
+
+def test_second_build_does_nothing(book, html):
+    before = (html / "method.html").stat().st_mtime_ns
+    run = build(book)
+    assert run.returncode == 0 and "up to date" in run.stdout
+    assert (html / "method.html").stat().st_mtime_ns == before
+
+
+def test_a_warning_fails_the_build_and_leaves_it_undone(tmp_path):
+    root = checkout(tmp_path)
+    (root / "book" / "_toc.yml").write_text("format: jb-book\nroot: bibliography\n")
+    (root / "book" / "bibliography.md").write_text(
+        "# Title\n\n[nowhere](nowhere.md) {config}`video.no_such_field`\n")
+    run = build(root)
+    assert run.returncode == 1
+    assert "nowhere" in run.stderr and "no field 'video.no_such_field'" in run.stderr
+    assert not (root / "book" / "_build" / ".built").exists()
+
+
+def test_auto_shows_smoke_where_only_smoke_has_run(tmp_path, monkeypatch):
+    module = load(ROOT)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    assert module.choose("auto") == "pocket"
+    path = module.executed(next(iter(NOTEBOOKS)), "smoke")
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    assert module.choose("auto") == "smoke"
+    assert module.choose("paper") == "paper"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+CHECK = """<!doctype html><title>check</title><pre id="found">unfinished</pre><script>
+const found = [];
+async function look(page, width) {
+  const frame = document.createElement("iframe");
+  frame.style = `width:${width}px;height:800px;border:0`;
+  const loaded = new Promise(done => frame.onload = done);
+  frame.src = page; document.body.append(frame); await loaded;
+  const inner = frame.contentWindow, body = inner.document, root = body.documentElement;
+  if (inner.MathJax && inner.MathJax.startup) await inner.MathJax.startup.promise;
+  const math = [...body.querySelectorAll(".math")];
+  found.push({
+    page, width, over: root.scrollWidth - root.clientWidth, math: math.length,
+    drawn: math.filter(e => e.querySelector("mjx-container svg")).length,
+    wrong: body.querySelectorAll("[data-mjx-error], mjx-merror").length,
+    outside: inner.performance.getEntriesByType("resource").map(e => e.name)
+      .filter(n => !n.startsWith(location.origin)),
+  });
+  frame.remove();
+}
+(async () => {
+  for (const page of PAGES) for (const width of [390, 1280]) await look(page, width);
+  document.getElementById("found").textContent = JSON.stringify(found);
+})();
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
+def test_browser_draws_equations_without_errors_or_sideways_scroll(html, tmp_path):
+    names = [str(p.relative_to(html)) for p in pages(html)]
+    check = html / "check.html"
+    check.write_text(CHECK.replace("PAGES", json.dumps(names)))
+    serve = functools.partial(Quiet, directory=str(html))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            run = subprocess.run(
+                [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'user'}", "--dump-dom",
+                 "--enable-logging=stderr", "--window-size=1400,1000",
+                 "--virtual-time-budget=240000",
+                 f"http://127.0.0.1:{server.server_port}/check.html"],
+                capture_output=True, text=True, timeout=120)
+        finally:
+            server.shutdown()
+            check.unlink()
+    found = json.loads(re.search(r'<pre id="found">(.*?)</pre>', run.stdout, re.DOTALL)[1])
+    assert len(found) == 2 * len(names)
+    for seen in found:
+        assert seen["over"] <= 0, seen
+        assert seen["drawn"] == seen["math"] and not seen["wrong"], seen
+        assert not seen["outside"], seen
+    assert max(seen["math"] for seen in found) > 40
+    errors = [line for line in run.stderr.splitlines() if "CONSOLE" in line and "rror" in line]
+    assert not errors
