@@ -40,8 +40,8 @@ def blur(frames, strength, rng):
 
 def motion_blur(frames, strength, rng):
     """Camera shake: the mean along a line, up to 36 pixels at 540 lines, in any direction."""
-    angle, length = rng.uniform(0, np.pi), strength * 36 * _unit(frames)
-    steps = np.linspace(-length / 2, length / 2, 2 * int(length / 2) + 1)
+    angle, half = rng.uniform(0, np.pi), 18 * strength**1.3 * _unit(frames)
+    steps = np.linspace(-half, half, 2 * int(np.ceil(half)) + 1)
     offsets = np.outer(steps, (np.sin(angle), np.cos(angle))).round().astype(int)
     reach, (_, height, width, _) = np.abs(offsets).max(), frames.shape
     padded = np.pad(frames, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "edge")
@@ -63,9 +63,9 @@ def noise(frames, strength, rng):
 
 
 def upscale(frames, strength, rng):
-    """Too few pixels: made 1.1 to 7 times smaller, and enlarged again by one of three filters."""
+    """Too few pixels: made 1.05 to 7 times smaller, and enlarged again by one of three filters."""
     height, width = frames.shape[1:3]
-    factor = 1.1 * (7 / 1.1) ** strength
+    factor = 1.05 * (7 / 1.05) ** strength**1.3
     small = max(8, round(width / factor)), max(8, round(height / factor))
     enlarge = (Image.BICUBIC, Image.BILINEAR, Image.LANCZOS)[rng.integers(3)]
     return _each(frames, lambda im: im.resize(small, Image.BOX).resize((width, height), enlarge))
