@@ -56,21 +56,21 @@ book: $(READY) ## render what is committed under results/ (a minute at most)
 serve: book ## show the book at http://localhost:PORT
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
 
+# loadfile: tests of a file share what they build.
 test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest -n 2 -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY) ## run the tests that take minutes
-	@$(BIN)/python -m pytest -n 2 -m slow
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(READY) ## ruff, and no outputs in notebook sources
 	@$(BIN)/ruff check .
 	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -print0 | xargs -0 -r $(BIN)/nbstripout --verify
 
-data: $(READY) ## make the built-in scenes and their ladders
+data: $(READY) ## film the built-in scenes, encode and label them
 	@$(BIN)/cpllm data --profile $(PROFILE)
 
-labels: $(READY) ## label the ladders with the full-reference proxy
-	@$(BIN)/cpllm labels --profile $(PROFILE)
+labels: data ## the same: clips are labelled as they are made
 
 train: $(READY) ## train one model
 	@$(BIN)/cpllm train --profile $(PROFILE)

@@ -61,19 +61,24 @@ class Step:
     once: bool = False
 
 
+DATA = ("cpllm/config.py", "cpllm/data/scenes.py", "cpllm/data/families.py", "cpllm/data/ladder.py")
+RUNS = ("results/{profile}/runs/*/config.json", "results/{profile}/runs/*/predictions.csv")
+
 NOTEBOOKS = {
     n.name: n
     for n in (
-        Notebook("10_data", ("data_manifests/*", "cpllm/data/*.py")),
-        Notebook("20_train", ("results/{profile}/runs/**/history.csv",), once=True),
+        Notebook("10_data", ("data_manifests/{profile}/*", *DATA)),
+        Notebook("20_train", once=True),
         Notebook(
-            "30_table3",
-            ("results/{profile}/runs/**/predictions.csv", "results/paper.csv",
-             "cpllm/metrics.py", "cpllm/report.py"),
-        ),
+            "30_table3", (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py")),
     )
 }
 """The executed chapters in reading order."""
+
+
+def pipeline() -> list[Step | Notebook]:
+    """What `reproduce` goes through, in order."""
+    return list(NOTEBOOKS.values())
 
 
 # --- one notebook ---------------------------------------------------------------------------
@@ -244,7 +249,7 @@ def scrub(node: Any) -> Any:
 def reproduce(
     profile: str,
     fresh: bool = False,
-    steps: Sequence[Step | Notebook] = tuple(NOTEBOOKS.values()),
+    steps: Sequence[Step | Notebook] | None = None,
     root: Path = ROOT,
 ) -> list[str]:
     """Redo what is not up to date, in order; returns the names of what ran.
@@ -254,7 +259,7 @@ def reproduce(
     """
     done: list[str] = []
     worked = False
-    for step in steps:
+    for step in pipeline() if steps is None else steps:
         if isinstance(step, Notebook):
             ran = _redo_notebook(step, profile, fresh, worked, root)
         else:
@@ -347,7 +352,8 @@ def _machine_names() -> list[tuple[re.Pattern[str], str]]:
         for f, word in sorted(folders.items(), key=lambda item: -len(item[0])) if len(f) > 1
     ]
     host = socket.gethostname()
-    named = [] if host in ("", "localhost") else [
+    # A name of letters alone is a word, which a table may hold ("train"): left as it is.
+    named = [] if host.isalpha() or not host else [
         (re.compile(rf"(?<![\w-]){re.escape(host)}(?![\w-])"), "<host>")]
     return cell + paths + named
 

@@ -62,8 +62,15 @@ def test_no_path_or_host_name_is_published(executed):
     text = (executed / "out" / "a.ipynb").read_text()
     for secret in (str(sweep.ROOT), str(Path.home()), str(executed), "/ipykernel_"):
         assert secret not in text
-    assert f"on {socket.gethostname()}" not in text or socket.gethostname() == "localhost"
+    assert f"on {socket.gethostname()}" not in text or socket.gethostname().isalpha()
     assert "./cpllm/x.csv" in text and "careful" in text
+
+
+def test_scrub_replaces_the_host_name_as_a_word(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-7")
+    assert sweep.scrub(["on node-7:", "node-77"]) == ["on <host>:", "node-77"]
+    monkeypatch.setattr(socket, "gethostname", lambda: "train")
+    assert sweep.scrub("train") == "train"
 
 
 def test_scrub_leaves_images_and_longer_names_alone():
