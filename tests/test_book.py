@@ -169,7 +169,7 @@ def test_what_was_not_executed_says_not_run(html):
 
 def test_front_page_shows_measured_values_and_never_the_papers(html):
     text = (html / "intro.html").read_text()
-    assert "0.123 [0.100, 0.150]" in text
+    assert "0.123 [0.100,\u00a00.150]" in text
     assert "not run (smoke)" in text
     assert "15 sources, 3 seeds" in text
     glance = text.split("Table 3 (pocket)")[1].split("</table>")[0]

@@ -118,8 +118,8 @@ def provenance(made: dict[str, Any] | None) -> str:
         "Versions": ", ".join(f"{k} {v}" for k, v in made["versions"].items()),
         "Inputs and code": f"SHA-256 `{made['fingerprint'][:12]}…`",
     }
-    return table(["", ""], [[f"**{k}**", v] for k, v in rows.items()],
-                 ":::{admonition} Where this page comes from\n:class: note provenance\n", ":::")
+    facts = "\n\n".join(f"{term}\n: {fact}" for term, fact in rows.items())
+    return f":::{{admonition}} Where this page comes from\n:class: note provenance\n\n{facts}\n:::"
 
 
 def results_table(profile: str) -> str:
@@ -137,7 +137,7 @@ def results_table(profile: str) -> str:
     rests_on = ", ".join(filter(None, (counted(rows, "n_sources", "source"),
                                        counted(rows, "seeds", "seed"))))
     return table(
-        ["", *systems], [[m, *(cells.get((s, m), NOT_RUN) for s in systems)] for m in metrics],
+        ["", *(f"CP-LLM ({profile})" if s == "default" else s for s in systems)], [[m, *(cells.get((s, m), NOT_RUN) for s in systems)] for m in metrics],
         f"{caption}FR: flip rate by difference of CRF, lower is better. SRCC: with the FR-proxy, "
         f"not with opinions. In brackets: 95% intervals over sources"
         f"{f' ({rests_on})' if rests_on else ''}.\n")
@@ -152,7 +152,7 @@ def measured(row: dict[str, str]) -> str:
     if math.isnan(value):
         return row.get("status") or NOT_RUN
     note = "" if row.get("status") in ("ok", "", None) else f" ({row['status']})"
-    return f"{value:.3f}" + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]") + note
+    return f"{value:.3f}" + ("" if math.isnan(low) else f" [{low:.3f},\u00a0{high:.3f}]") + note
 
 
 def counted(rows: list[dict[str, str]], column: str, word: str) -> str:
@@ -178,11 +178,11 @@ def execution_table(profile: str) -> str:
                  f"Profile: **{profile}**.\n")
 
 
-def table(head: list[str], rows: list[list[str]], before: str = "", after: str = "") -> str:
+def table(head: list[str], rows: list[list[str]], before: str = "") -> str:
     """Markdown table; a bar in a cell is escaped."""
     lines = [head, ["---"] * len(head), *rows]
     body = ["| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines]
-    return "\n".join([*([before] if before else []), *body, *([after] if after else [])]) + "\n"
+    return "\n".join([*([before] if before else []), *body]) + "\n"
 
 
 def sources_hash() -> str:
