@@ -136,8 +136,10 @@ def results_table(profile: str) -> str:
     cells = {(r["system"], r["metric"]): measured(r) for r in shown}
     rests_on = ", ".join(filter(None, (counted(rows, "n_sources", "source"),
                                        counted(rows, "seeds", "seed"))))
+    names = [f"CP-LLM ({profile})" if s == "default" else s for s in systems]
+    body = [[m, *(cells.get((s, m), NOT_RUN) for s in systems)] for m in metrics]
     return table(
-        ["", *(f"CP-LLM ({profile})" if s == "default" else s for s in systems)], [[m, *(cells.get((s, m), NOT_RUN) for s in systems)] for m in metrics],
+        ["", *names], body,
         f"{caption}FR: flip rate by difference of CRF, lower is better. SRCC: with the FR-proxy, "
         f"not with opinions. In brackets: 95% intervals over sources"
         f"{f' ({rests_on})' if rests_on else ''}.\n")
