@@ -19,7 +19,7 @@ GROUP = 9
 """Clips per ffmpeg process: start-up and the reference are shared, memory stays below 300 MB."""
 
 
-class LabelError(Exception):
+class LabelError(RuntimeError):
     """One line: which clip, what was expected, what came."""
 
 

@@ -48,7 +48,7 @@ RENDERERS = [_syntax(Path(m.__file__).read_text("utf-8")) for m in (scenes, fami
 """Of the code that draws, as imported: what other code drew is made again."""
 
 
-class BuildError(Exception):
+class BuildError(RuntimeError):
     """One line: how many scenes could not be made, which first, and why."""
 
 

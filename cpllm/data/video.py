@@ -33,7 +33,7 @@ REFUSED = {"tty", "hls", "dash", "concat"}
 """Demuxers that turn text into pictures or follow it to other files."""
 
 
-class VideoError(Exception):
+class VideoError(ValueError):
     """One line: which file, what was expected, what came."""
 
 
@@ -128,25 +128,21 @@ def resize(frames: np.ndarray, size: int) -> np.ndarray:
     return _resample(frames, size, size)
 
 
-def patch_grid(height: int, width: int, patch: int, k: int) -> np.ndarray:
+def patch_positions(height: int, width: int, patch: int, k: int,
+                    rng: np.random.Generator | None = None) -> np.ndarray:
     """Top-left corners of K non-overlapping patches, spread uniformly: int[K', 2], K' ≤ K.
 
     Not specified in the paper beyond "non-overlapping, uniformly". We divide the frame into rows
     of equal height, each row into cells of equal width, as nearly square as possible and none
-    smaller than a patch, K cells in all, and centre a patch in each. Where fewer than K patches
-    fit (K' < K) it is the densest grid.
+    smaller than a patch, K cells in all, and centre a patch in each; with `rng`, put it
+    anywhere in its cell (for training; both members of a pair take the same positions). Where
+    fewer than K patches fit (K' < K) it is the densest grid.
 
-    >>> patch_grid(540, 960, 224, 8).tolist()
+    >>> patch_positions(540, 960, 224, 8).tolist()
     [[23, 8], [23, 248], [23, 488], [23, 728], [293, 8], [293, 248], [293, 488], [293, 728]]
-    >>> len(patch_grid(540, 720, 224, 8)), len(patch_grid(540, 304, 224, 8))
+    >>> len(patch_positions(540, 720, 224, 8)), len(patch_positions(540, 304, 224, 8))
     (6, 2)
     """
-    return patch_positions(height, width, patch, k)
-
-
-def patch_positions(height: int, width: int, patch: int, k: int,
-                    rng: np.random.Generator | None = None) -> np.ndarray:
-    """`patch_grid`, or with `rng` a random place within each cell (still non-overlapping)."""
     cells = _cells(max(height, patch), max(width, patch), patch, k)
     slack = cells[:, 2:] - cells[:, :2] - patch
     step = slack // 2 if rng is None else rng.integers(0, slack + 1)
@@ -158,12 +154,12 @@ def cut_patches(frames: np.ndarray, patch: int, k: int,
     """K patches of every frame, at the same places, and which of the K slots are filled.
 
     uint8[M, H, W, 3] → uint8[M, K, P, P, 3] and bool[K]. `positions` int[K', 2] come from
-    `patch_positions`, else from `patch_grid`. Empty slots are zero, and False in the mask. A frame
+    `patch_positions`. Empty slots are zero, and False in the mask. A frame
     smaller than a patch is padded to one patch by repeating its edge.
     """
     m, h, w = frames.shape[:3]
     if positions is None:
-        positions = patch_grid(h, w, patch, k)
+        positions = patch_positions(h, w, patch, k)
     short = [(0, 0), (0, max(0, patch - h)), (0, max(0, patch - w)), (0, 0)]
     frames = np.pad(frames, short, mode="edge") if h < patch or w < patch else frames
     patches = np.zeros((m, k, patch, patch, 3), np.uint8)
@@ -173,7 +169,7 @@ def cut_patches(frames: np.ndarray, patch: int, k: int,
 
 
 def _cells(height: int, width: int, patch: int, k: int) -> np.ndarray:
-    """int[K', 4] of top, left, bottom, right; see `patch_grid`."""
+    """int[K', 4] of top, left, bottom, right; see `patch_positions`."""
     most_rows, most_columns = height // patch, width // patch
     k = min(k, most_rows * most_columns)
     fitting = [r for r in range(1, most_rows + 1) if r <= k <= r * most_columns]
