@@ -28,7 +28,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-ROOT = Path(__file__).resolve().parents[1]
+from cpllm import records
+
+ROOT = records.ROOT.resolve()
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 BINARY = ("image/png", "image/jpeg", "image/gif", "video/mp4", "application/pdf")
 """Encoded outputs: a path can't stand in them, and a chance match in base64 would break them."""
@@ -47,7 +49,6 @@ class Notebook:
     name: str  # notebooks/<name>.ipynb -> results/<profile>/notebooks/<name>.ipynb
     inputs: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)  # beside `profile`
-    once: bool = False  # executed only where its output is missing, or FRESH=1
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Step:
     run: Callable[[str, bool], Any]
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()  # each glob must match something
-    once: bool = False
+    once: bool = False  # only where an output is missing, or FRESH=1
 
 
 DATA = ("cpllm/config.py", "cpllm/data/scenes.py", "cpllm/data/families.py", "cpllm/data/ladder.py")
@@ -68,17 +69,12 @@ NOTEBOOKS = {
     n.name: n
     for n in (
         Notebook("10_data", ("data_manifests/{profile}/*", *DATA)),
-        Notebook("20_train", once=True),
+        Notebook("20_train"),
         Notebook(
             "30_table3", (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py")),
     )
 }
 """The executed chapters in reading order."""
-
-
-def pipeline() -> list[Step | Notebook]:
-    """What `reproduce` goes through, in order."""
-    return list(NOTEBOOKS.values())
 
 
 # --- one notebook ---------------------------------------------------------------------------
@@ -164,7 +160,7 @@ def fingerprint(source: Path | None, parameters: Mapping[str, Any], inputs: Iter
     whole = {
         "source": _source_hash(source) if source else None,
         "parameters": dict(sorted(parameters.items())),
-        "inputs": [[_shown(p), _file_hash(p)] for p in sorted(set(inputs))],
+        "inputs": [[_shown(p), records.file_hash(p)] for p in sorted(set(inputs))],
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -173,7 +169,7 @@ def provenance(
     source: Path, parameters: Mapping[str, Any], inputs: Iterable[Path]
 ) -> dict[str, Any]:
     """What an executed notebook carries under `metadata.cpllm`."""
-    commit, dirty = git_state()
+    commit, dirty = records.git_state()
     names = ("jax", "flax", "numpy", "papermill")
     return {
         "source": source.name,
@@ -186,24 +182,6 @@ def provenance(
         "device": device(),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
     }
-
-
-def git_state() -> tuple[str | None, bool]:
-    """Commit, and whether code differs from it; outside git (None, True).
-
-    Results and the book don't count: they change while a profile is reproduced.
-    """
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(
-            git("status", "--porcelain", "--", ".", ":!results", ":!book"))
-    except (OSError, subprocess.CalledProcessError):
-        return None, True
 
 
 def device() -> str:
@@ -247,10 +225,7 @@ def scrub(node: Any) -> Any:
 
 
 def reproduce(
-    profile: str,
-    fresh: bool = False,
-    steps: Sequence[Step | Notebook] | None = None,
-    root: Path = ROOT,
+    profile: str, fresh: bool, steps: Sequence[Step | Notebook], root: Path = ROOT
 ) -> list[str]:
     """Redo what is not up to date, in order; returns the names of what ran.
 
@@ -259,7 +234,7 @@ def reproduce(
     """
     done: list[str] = []
     worked = False
-    for step in pipeline() if steps is None else steps:
+    for step in steps:
         if isinstance(step, Notebook):
             ran = _redo_notebook(step, profile, fresh, worked, root)
         else:
@@ -275,9 +250,7 @@ def _redo_notebook(book: Notebook, profile: str, fresh: bool, worked: bool, root
     output = root / "results" / profile / "notebooks" / source.name
     parameters = {"profile": profile, **book.parameters}
     inputs = _files(book.inputs, profile, root)
-    if output.exists() and not fresh and (
-        book.once or (not worked and up_to_date(output, source, parameters, inputs))
-    ):
+    if not (fresh or worked) and up_to_date(output, source, parameters, inputs):
         return False
     run_notebook(source, output, parameters, inputs)
     return True
@@ -319,7 +292,7 @@ def _refuse_unknown(name: str, notebook: Any, parameters: Mapping[str, Any]) -> 
 
 
 def _write(notebook: Any, path: Path, record: dict[str, Any], begun: float) -> None:
-    """Scrubbed and whole, by a temporary name in the same folder."""
+    """Scrubbed, with its provenance, and whole."""
     import nbformat
 
     notebook = nbformat.from_dict(scrub(notebook))
@@ -332,12 +305,7 @@ def _write(notebook: Any, path: Path, record: dict[str, Any], begun: float) -> N
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"  # papermill's is random
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        nbformat.write(notebook, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    records.write(path, nbformat.writes(notebook) + "\n")
 
 
 def _machine_names() -> list[tuple[re.Pattern[str], str]]:
@@ -376,11 +344,6 @@ def _source_hash(source: Path) -> str:
     cells = read(source)["cells"]
     text = json.dumps([[c["cell_type"], c["source"], c["metadata"].get("tags", [])] for c in cells])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _shown(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from pathlib import Path
 
@@ -143,35 +144,37 @@ def checkout(tmp_path, monkeypatch):
 
 def test_second_reproduce_does_nothing(checkout):
     root, steps, ran = checkout
-    assert sweep.reproduce("smoke", steps=steps, root=root) == ["build data", "30_table"]
-    assert sweep.reproduce("smoke", steps=steps, root=root) == []
+    assert sweep.reproduce("smoke", False, steps, root) == ["build data", "30_table"]
+    assert sweep.reproduce("smoke", False, steps, root) == []
     assert ran == ["build", "30_table"]
 
 
 def test_changed_input_reexecutes_what_depends_on_it(checkout):
     root, steps, _ = checkout
-    sweep.reproduce("smoke", steps=steps, root=root)
+    sweep.reproduce("smoke", False, steps, root)
     (root / "in.csv").write_text("2")
-    assert sweep.reproduce("smoke", steps=steps, root=root) == ["build data", "30_table"]
+    assert sweep.reproduce("smoke", False, steps, root) == ["build data", "30_table"]
     (root / "results" / "smoke" / "made.csv").write_text("3")
-    assert sweep.reproduce("smoke", steps=steps, root=root) == ["30_table"]
+    assert sweep.reproduce("smoke", False, steps, root) == ["30_table"]
 
 
 def test_missing_output_and_fresh_redo_the_step(checkout):
     root, steps, _ = checkout
-    sweep.reproduce("smoke", steps=steps, root=root)
+    sweep.reproduce("smoke", False, steps, root)
     (root / "results" / "smoke" / "made.csv").unlink()
-    assert sweep.reproduce("smoke", steps=steps, root=root) == ["build data", "30_table"]
+    assert sweep.reproduce("smoke", False, steps, root) == ["build data", "30_table"]
     assert sweep.reproduce("smoke", True, steps, root) == ["build data", "30_table"]
 
 
 def test_once_means_only_when_missing_or_fresh(checkout):
     root, steps, _ = checkout
-    once = [steps[0], sweep.Notebook("30_table", steps[1].inputs, once=True)]
-    sweep.reproduce("smoke", steps=once, root=root)
+    once = [dataclasses.replace(steps[0], once=True)]
+    sweep.reproduce("smoke", False, once, root)
     (root / "in.csv").write_text("2")
-    assert sweep.reproduce("smoke", steps=once, root=root) == ["build data"]
-    assert sweep.reproduce("smoke", True, once, root) == ["build data", "30_table"]
+    assert sweep.reproduce("smoke", False, once, root) == []
+    assert sweep.reproduce("smoke", True, once, root) == ["build data"]
+    (root / "results" / "smoke" / "made.csv").unlink()
+    assert sweep.reproduce("smoke", False, once, root) == ["build data"]
 
 
 def test_a_step_that_fails_is_not_taken_for_done(checkout):
@@ -181,7 +184,7 @@ def test_a_step_that_fails_is_not_taken_for_done(checkout):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        sweep.reproduce("smoke", steps=[sweep.Step("fails", fails), *steps], root=root)
+        sweep.reproduce("smoke", False, [sweep.Step("fails", fails), *steps], root)
     assert ran == []
     worked = sweep.Step("fails", lambda profile, fresh: ran.append("now"))
-    assert "fails" in sweep.reproduce("smoke", steps=[worked], root=root)
+    assert "fails" in sweep.reproduce("smoke", False, [worked], root)
