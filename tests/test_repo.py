@@ -8,6 +8,7 @@ import re
 import socket
 import stat
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -116,9 +117,7 @@ def test_each_chapter_is_in_the_contents():
 
 
 def test_tree_is_small():
-    sizes = {p: p.stat().st_size for p in tracked()}
-    assert sum(sizes.values()) < 30e6
-    assert [p.name for p, size in sizes.items() if size > 4e6] == []
+    assert 3e6 < sum(p.stat().st_size for p in tracked()) < 30e6
 
 
 def test_ci_runs_the_tests_as_the_readme_says():
@@ -144,22 +143,23 @@ def test_make_help_lists_every_target():
     assert set(re.findall(r"^  make (\S+)", shown, re.MULTILINE)) == phony
 
 
-@pytest.mark.parametrize(("version", "said"), [
-    ("3.9.2", "Python 3.11 or newer is needed"), (None, "was not found"),
-])
-def test_setup_says_what_is_missing(tmp_path, version, said):
-    """With an interpreter that is too old, and with none."""
+@pytest.mark.parametrize(("trick", "said"), [
+    ("sys.version_info = (3, 9, 2); sys.version = '3.9.2 (old)'",
+     r"Python 3\.11 or newer is needed; .*python is 3\.9\.2"),
+    ("sys.modules['ensurepip'] = None", r"lacks its venv module .*apt install python3-venv"),
+    (None, r"was not found: sudo apt install python3"),
+], ids=["too old", "without venv", "without Python"])
+def test_setup_says_what_is_missing(tmp_path, trick, said):
     fake = tmp_path / "python"
-    if version:
-        fake.write_text(
-            "#!/bin/sh\nexec python3 -c \"import sys; sys.version_info = (3, 9, 2); "
-            f"sys.version = '{version} (old)'; exec(sys.argv[1])\" \"$2\"\n")
+    if trick:
+        fake.write_text(f"#!/bin/sh\nexec {sys.executable} -c \"import sys; {trick}; "
+                        "exec(sys.argv[1])\" \"$2\"\n")
         fake.chmod(0o755)
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     run = subprocess.run(["make", "setup", f"PYTHON={fake}"], cwd=tmp_path, capture_output=True,
                          text=True, env={**os.environ, "MAKEFLAGS": ""})
-    assert run.returncode and said in run.stderr and (version or "python") in run.stderr
+    assert run.returncode and re.search(said, run.stderr)
     assert not (tmp_path / ".venv").exists()
 
 

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -45,10 +46,13 @@ def main(profile: str) -> int:
     shutil.rmtree(BOOK / "_build", ignore_errors=True)
     tool = Path(sys.executable).with_name("jupyter-book")
     command = [str(tool), "build", str(BOOK), "-W", "--keep-going", "-n"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         text=True)
     if run.returncode:
-        print(run.stdout, run.stderr, sep="\n", file=sys.stderr)
-        print("The book has warnings, which count as errors; see above.", file=sys.stderr)
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", run.stdout).splitlines()  # colours
+        faults = [line for line in lines if "WARNING" in line or "ERROR" in line]
+        print(*(faults or lines[-40:]), "The book is not whole: warnings count as errors.",
+              sep="\n", file=sys.stderr)
         return 1
     STAMP.write_text(digest)
     print(f"The book ({profile}) took {time.monotonic() - begun:.0f} s: {index.relative_to(ROOT)}")
