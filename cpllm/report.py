@@ -1,0 +1,250 @@
+"""Runs under results/ to tables, figures and sentences. Reads nothing else; never imports JAX.
+
+A run is `results/<profile>/runs/<system>-s<seed>/`. Test predictions feed `table3` and its figure
+alone; choices are made on `validation_summary`. What has not been run prints "not run".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from pandas.io.formats.style import Styler
+
+from cpllm import config, metrics, records
+
+DIFFS = (2, 4, 6, 8, 10, 20)  # CRF differences that Table 3 prints
+STRICT = tuple(f"FR diff={d}" for d in DIFFS)
+TIES = tuple(f"FR diff={d} ties" for d in DIFFS)
+HALF = tuple(f"FR diff={d} half" for d in DIFFS)
+SRCC = ("SRCC pooled", "SRCC within source")
+BASELINES = ("sharpness", "filesize")  # trivial; expected on disk like the model itself
+SYSTEMS = ("default", *BASELINES)
+PAPER = " (paper, LSVQ-test-1080p)"
+DASHES = {f"CP-LLM{PAPER}": "--", f"DOVER{PAPER}": "-.", f"Q-Align{PAPER}": ":"}
+COLUMNS = ["system", "metric", "value", "ci_low", "ci_high", "n_sources", "n_items", "seeds",
+           "status"]
+RECORDED = ("commit", "dirty", "seed", "device", "started", "duration_s", "manifest_sha256")
+COUNTS = dict.fromkeys(("n_sources", "n_items", "seeds"), "Int64")  # absent for the paper's rows
+
+
+def table3(profile: str, results: Path | str = "results", draws: int = 2000) -> pd.DataFrame:
+    """Table 3: flip rate by CRF difference on the TEST split, and SRCC with the FR-proxy.
+
+    Tidy rows in `COLUMNS`; `FR diff=2` counts strict flips, `… ties` equal predictions, `… half`
+    flips + ties / 2 (the paper does not say which it counts). The paper's rows have the status
+    `paper` and never stand in for a missing run. Written to `results/<profile>/tables/table3.csv`.
+    """
+    ours = _summary(profile, results, "test", draws)
+    table = pd.concat([ours, _paper3(results)], ignore_index=True)
+    records.write_csv(Path(results) / profile / "tables" / "table3.csv", table)
+    table.attrs = {"profile": profile, "exhibit": "Table 3", "split": "test"}
+    return table
+
+
+def validation_summary(profile: str, results: Path | str = "results",
+                       draws: int = 2000) -> pd.DataFrame:
+    """The rows of `table3` on the validation split, ours only: what choices may look at."""
+    table = _summary(profile, results, "validation", draws)
+    table.attrs = {"profile": profile, "exhibit": "Validation summary", "split": "validation"}
+    return table
+
+
+def read_runs(profile: str, results: Path | str = "results") -> pd.DataFrame:
+    """All predictions of a profile, with `run`, `system`, `seed` and `ladder` (the scene).
+
+    A run without predictions.csv is unfinished: one row with its name and nothing else, so that
+    tables can show it. ValueError where a folder's `-s<seed>` is not its config.json's.
+    """
+    config.preset(profile)  # refuses an unknown one by name
+    frames = [pd.DataFrame(columns=["run", "system", "seed", "split"])]
+    for folder in _folders(profile, results):
+        system, suffix = re.fullmatch(r"(.+?)(?:-s(\d+))?", folder.name).groups()
+        recorded = _json(folder / "config.json").get("train", {}).get("seed")
+        seed = int(suffix) if suffix else recorded or 0
+        if recorded not in (None, seed):
+            raise ValueError(f"{folder}: its config.json has train.seed {recorded}; rename the "
+                             "folder or train it again")
+        file = folder / "predictions.csv"
+        rows = pd.read_csv(file) if file.exists() else pd.DataFrame({"split": [""]})
+        if "video" in rows:
+            rows["ladder"] = rows.video.str.split("@").str[0]
+        frames.append(rows.assign(run=folder.name, system=system, seed=seed))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
+
+
+def styled(table: pd.DataFrame, columns: tuple[str, ...] = (*STRICT, *SRCC)) -> Styler:
+    """Wide table for a notebook: systems by metrics, `value [95% interval]` or the status."""
+    text = [_cell(row) for row in table.itertuples()]
+    wide = table.assign(text=text).pivot(index="system", columns="metric", values="text")
+    wide = wide.reindex(index=table.system.unique(), columns=list(columns)).fillna("–")
+    lacking = table[table.value.notna() & ~table.status.isin(["ok", "paper"])]
+    notes = lacking.groupby("system").status.first()
+    wide = wide.rename(index={name: f"{name} ({note})" for name, note in notes.items()})
+    wide = wide.rename_axis(index=None, columns=None)
+    return Styler(wide, caption=title(table), uuid="table", cell_ids=False)
+
+
+def title(table: pd.DataFrame) -> str:
+    """Exhibit, profile, split and what the intervals rest on, for captions and figures."""
+    ours = table[table.seeds > 0]
+    counts = (f"{_plural(ours.n_sources.max(), 'source')}, {_plural(ours.seeds.max(), 'seed')}"
+              if len(ours) else "not run")
+    at = table.attrs
+    return (f"{at['exhibit']}, {at['profile']} profile: {at['split']} split of the built-in scenes "
+            f"({counts}). FR: strict flips. SRCC: with the FR-proxy (VMAF), not MOS. "
+            "In brackets: 95% cluster bootstrap by source.")
+
+
+def flip_curve(table: pd.DataFrame, results: Path | str = "results") -> plt.Figure:
+    """Strict flip rate against CRF difference: band = interval, points = seeds, grey = paper.
+
+    Saved as `results/<profile>/figures/table3_flip_rate.svg` and `.png`.
+    """
+    profile = table.attrs["profile"]
+    runs = read_runs(profile, results).query("split == 'test'")
+    colours = iter(sns.color_palette("colorblind", 20))
+    with plt.rc_context(style()):
+        figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+        for system, rows in table[table.metric.isin(STRICT)].groupby("system", sort=False):
+            rates = rows.value.to_numpy()
+            if (rows.status == "paper").all():
+                if system in DASHES:
+                    axes.plot(DIFFS, rates, DASHES[system], color="0.35", label=system)
+                continue
+            colour = next(colours)
+            status = ": " + rows.status.iloc[0] if np.isnan(rates).all() else ""
+            axes.plot(DIFFS, rates, color=colour, label=f"{system} ({profile}){status}")
+            axes.fill_between(DIFFS, rows.ci_low, rows.ci_high, color=colour, alpha=0.2, lw=0)
+            for _, seed in runs[runs.system == system].groupby("seed"):
+                axes.plot(DIFFS, [metrics.flip_rate(seed, d).strict for d in DIFFS], ".",
+                          color=colour, clip_on=False)
+        axes.set(xlabel="CRF difference of the pair", ylabel="flip rate (strict)", xticks=DIFFS,
+                 ylim=(0, None), title=f"Flip rate, {profile} profile (built-in scenes, test)")
+        axes.legend(fontsize="small")
+        (folder := Path(results) / profile / "figures").mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "table3_flip_rate.svg", metadata={"Date": None})
+        figure.savefig(folder / "table3_flip_rate.png", dpi=144)
+    plt.close(figure)  # a notebook shows what is returned; left open it would show twice
+    return figure
+
+
+def style() -> dict:
+    """The one figure style, as rcParams; SVGs come out the same bytes for the same data."""
+    return {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.85),
+            "svg.hashsalt": "cpllm", "axes.titlesize": "medium"}
+
+
+def reading(table: pd.DataFrame, system: str = "default") -> str:
+    """Sentences that `table3` supports, as Markdown; every number comes from the table."""
+    profile, split = table.attrs["profile"], table.attrs["split"]
+    ours = table[table.system == system].set_index("metric")
+    limits = ("The truth here is CRF order and VMAF, an FR-proxy, never MOS; the videos are "
+              f"built-in scenes, not LSVQ. So no {profile} number reproduces one of the paper's. "
+              "It shows whether the model orders compression levels, not what people would say.")
+    if ours.value.isna().all():
+        return (f"**{system}** has no {split} result in profile {profile} "
+                f"({ours.status.iloc[0]}), so nothing is compared. {limits}")
+    fr = ours.loc[list(STRICT)]
+    course = "rises at least once" if (np.diff(fr.value) > 0).any() else "never rises"
+    pooled, within = (ours.loc[name] for name in SRCC)
+    sentences = [
+        f"**{system}** flips {_cell(fr.iloc[0])} of the pairs at CRF difference {DIFFS[0]} and "
+        f"{_cell(fr.iloc[-1])} at {DIFFS[-1]}; the rate {course} between them. Equal "
+        f"predictions, {ours.value[TIES[0]]:.3f} of the pairs at {DIFFS[0]}, are no flips here.",
+        f"SRCC with the proxy is {_cell(pooled)} pooled over contents and {_cell(within)} within "
+        f"the median source, from {_plural(fr.n_sources.iloc[0], 'source')} and "
+        f"{_plural(fr.seeds.iloc[0], 'seed')}."]
+    for other in BASELINES:
+        theirs = table[(table.system == other) & (table.seeds > 0)].set_index("metric")
+        if len(theirs):
+            flip, rank = theirs.loc[STRICT[0]], theirs.loc[SRCC[0]]
+            sentences.append(f"The trivial baseline {other} flips {_cell(flip)} at {DIFFS[0]} with "
+                             f"a pooled SRCC of {_cell(rank)}" +
+                             (", no more than the model: flip rate alone proves nothing."
+                              if flip.value <= fr.value.iloc[0] else "."))
+    if ((fr.value == 0) & (fr.ci_high == 0)).any():
+        sentences.append("An interval of zero width says that no pair flipped, not that none can.")
+    if (n := fr.n_sources.iloc[0]) < 10:
+        sentences.append(f"With only {_plural(n, 'source')} the intervals are indications.")
+    return " ".join([*sentences, limits])
+
+
+def provenance(profile: str, results: Path | str = "results", **parameters: object) -> None:
+    """Print the notebook's parameters and what each run recorded about its origin."""
+    print(f"profile={profile}", *(f"{key}={value}" for key, value in parameters.items()))
+    for folder in (folders := _folders(profile, results)):
+        facts = dict.fromkeys(RECORDED, "not recorded") | _json(folder / "provenance.json")
+        facts |= facts.pop("versions", {})
+        print(f"{folder.name}: " + " · ".join(f"{key} {value}" for key, value in facts.items()))
+    if not folders:
+        print("runs: not run")
+
+
+def _summary(profile: str, results: Path | str, split: str, draws: int) -> pd.DataFrame:
+    """Every metric of every expected or present system on one split, tidy."""
+    runs = read_runs(profile, results)
+    rows = []
+    for system in dict.fromkeys((*SYSTEMS, *runs.system)):
+        all_runs = runs[runs.system == system]
+        frame = all_runs[all_runs.split == split]
+        lacking = sorted(set(all_runs.run) - set(frame.run))
+        status = f"no {split} rows: {', '.join(lacking)}" if lacking else "ok"
+        rows += (_measure(system, frame, draws, status) if len(frame) else
+                 [_row(system, name, status=status if lacking else "not run")
+                  for name in (*STRICT, *TIES, *HALF, *SRCC)])
+    return pd.DataFrame(rows, columns=COLUMNS).astype(COUNTS)
+
+
+def _measure(system: str, frame: pd.DataFrame, draws: int, status: str) -> list[dict]:
+    seeds, rows = frame.seed.nunique(), []
+    jobs = [(SRCC[0], metrics.pooled_srcc, len(frame)), (SRCC[1], metrics.within_srcc, len(frame))]
+    for diff, *names in zip(DIFFS, STRICT, TIES, HALF, strict=True):
+        pairs = metrics.flip_rate(frame, diff).pairs
+        jobs += [(name, partial(metrics.flips, diff=diff, kind=kind), pairs)
+                 for name, kind in zip(names, ("strict", "ties", "half"), strict=True)]
+    for name, statistic, items in jobs:
+        estimate = metrics.bootstrap(frame, statistic, draws)
+        note = "undefined (no pairs or constant)" if np.isnan(estimate.value) else status
+        rows.append(_row(system, name, *estimate, items // seeds, seeds, note))
+    return rows
+
+
+def _paper3(results: Path | str) -> pd.DataFrame:
+    paper = pd.read_csv(Path(results) / "paper.csv", dtype=str).query("exhibit == 'table3'")
+    rows = [_row(row.system + PAPER, row.metric, float(row.value), n_sources=None, n_items=None,
+                 seeds=None, status="paper") for row in paper.itertuples()]
+    return pd.DataFrame(rows, columns=COLUMNS).astype(COUNTS)
+
+
+def _row(system: str, metric: str, value: float = np.nan, low: float = np.nan,
+         high: float = np.nan, n_sources: int | None = 0, n_items: int | None = 0,
+         seeds: int | None = 0, status: str = "ok") -> dict:
+    return dict(zip(COLUMNS, (system, metric, value, low, high, n_sources, n_items, seeds, status),
+                    strict=True))
+
+
+def _cell(row: pd.Series) -> str:
+    """`value [interval]`; without a value the status, and a dash where the paper prints none."""
+    if np.isnan(row.value):
+        return "–" if row.status == "paper" else row.status
+    return f"{row.value:.3f}" + ("" if np.isnan(row.ci_low) else
+                                 f" [{row.ci_low:.2f}, {row.ci_high:.2f}]")
+
+
+def _plural(n: float, noun: str) -> str:
+    return f"{n:.0f} {noun}" + ("" if n == 1 else "s")
+
+
+def _folders(profile: str, results: Path | str) -> list[Path]:
+    return sorted(p for p in (Path(results) / profile / "runs").glob("[!.]*") if p.is_dir())
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
