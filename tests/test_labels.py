@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -47,6 +48,16 @@ def test_psnr_is_that_of_luma(ffmpeg, pristine, variant):
     error = ((luma[0].astype(float) - luma[1]) ** 2).mean((1, 2))
     expected = (10 * np.log10(255**2 / error)).mean()
     assert labels.vmaf([path], pristine, 96)[0].psnr == pytest.approx(expected, abs=1e-3)
+
+
+def test_proxy_is_what_the_plain_filter_says(ffmpeg, pristine, variant, tmp_path):
+    """libvmaf takes the distorted clip first; swapped, it gives another number."""
+    path = variant(37)
+    subprocess.run([ffmpeg, "-v", "error", "-i", path, "-i", pristine, "-lavfi",
+                    "[0:v][1:v]libvmaf=log_fmt=json:log_path=log.json", "-f", "null", "-"],
+                   cwd=tmp_path, check=True)
+    plain = json.loads((tmp_path / "log.json").read_text())["pooled_metrics"]["vmaf"]["mean"]
+    assert labels.vmaf([path], pristine, 96)[0].proxy == pytest.approx(plain, abs=1e-3)
 
 
 def test_labels_keep_their_order_over_several_processes(ffmpeg, pristine, variant, monkeypatch):
@@ -119,7 +130,7 @@ def test_digest_ignores_row_order_but_no_value(tmp_path):
 @pytest.mark.parametrize(("column", "value", "expected"), [
     ("proxy", 100.5, "a number from 0 to 100"), ("proxy", np.nan, "a number from 0 to 100"),
     ("proxy", "high", "a number"), ("crf", 31.5, "a whole number from 0 to 63"),
-    ("psnr", np.inf, "a number"), ("split", "tset", "text matching train|validation|test"),
+    ("strength", np.inf, "a number"), ("split", "tset", "text matching train|validation|test"),
     ("video", "../escape", "text matching"), ("video", "s0@crf31", "a name that occurs once"),
     ("content", "", "text matching"), ("sha256", "XYZ", "text matching"),
 ])
