@@ -10,6 +10,7 @@ PROFILE ?= pocket
 FRESH ?=
 PORT ?= 8000
 BIN := .venv/bin
+LOCKED := .venv/.locked
 READY := .venv/.ready
 # The book shows the profile named on the command line; else pocket, or smoke where only that has run.
 BOOK_PROFILE = $(if $(filter file,$(origin PROFILE)),auto,$(PROFILE))
@@ -35,15 +36,18 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv from requirements.lock (about 3 minutes, 1.6 GB, once)
 
-$(READY): requirements.lock pyproject.toml
+pip = PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install $$([ -t 1 ] || echo -q)
+
+$(LOCKED): requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: sudo apt install python3 python3-venv, or name another: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "Installing the locked packages into .venv (about 3 minutes, 1.6 GB, once)"
-	@quiet=; [ -t 1 ] || quiet=-q; \
-	  export PIP_DISABLE_PIP_VERSION_CHECK=1; \
-	  $(BIN)/python -m pip install $$quiet --require-hashes -r requirements.lock; \
-	  $(BIN)/python -m pip install $$quiet --no-build-isolation --no-deps -e .
+	@$(pip) --require-hashes -r requirements.lock
+	@touch $@
+
+$(READY): $(LOCKED) pyproject.toml
+	@$(pip) --no-build-isolation --no-deps -e .
 	@touch $@
 
 reproduce: $(READY) ## redo what is not up to date: data, scores, notebooks, book
