@@ -1,9 +1,9 @@
 """Agreement with the truth, flip rate between quality levels, and intervals over sources.
 
-Frames hold one row per scored video: `video` (its id), `source` (what was split and is
-resampled), `prediction`, a truth such as `proxy`, and for flip rates `crf`, `ladder` (whose
-levels may be paired; without it the source) and `codec`. `seed` marks several training runs on
-the same videos. Degenerate input gives a ValueError naming rows, or a NaN that a docstring states.
+Frames hold one row per scored video: its id `video`, `source` (what was split and is resampled),
+`prediction`, a truth such as `proxy`; for flip rates `crf`, `codec` and `ladder`, whose levels may
+be paired (else what precedes "@" in `video`, else the source); `seed` where several training runs
+scored the same videos. Degenerate input: a ValueError naming rows, or a NaN that is documented.
 """
 
 from __future__ import annotations
@@ -89,17 +89,18 @@ def flip_pairs(frame: pd.DataFrame, diff: float | None = None) -> pd.DataFrame:
     the same source but with different compression levels". The truth is the paper's assumption
     that a higher CRF never looks better. Rows without a CRF are originals and form no pair;
     `diff` keeps the pairs whose CRFs differ by exactly that. Worked example, diff=2:
-
         crf 13 15 17, prediction 80 81 81  ->  (13, 15) flip, (15, 17) tie
     """
     check(frame, "crf")
-    keys = [key for key in ("seed", "source", "ladder", "codec") if key in frame]
     levels = frame[frame.crf.notna()]
+    scene = levels.video.astype(str).str.extract("(.+)@")[0].fillna(levels.source.astype(str))
+    levels = levels.assign(ladder=levels.get("ladder", scene))
+    keys = [key for key in ("seed", "source", "ladder", "codec") if key in levels]
     if (twice := levels.duplicated([*keys, "crf"])).any():
         raise ValueError(f"flip_pairs: {twice.sum()} levels occur twice in a ladder (first: "
                          f"{levels.video[twice].iloc[0]})")
     row = levels.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
-    ladders = levels[keys].drop_duplicates()  # in the order of first occurrence, as row counts
+    ladders = levels[keys].drop_duplicates()  # in the order in which `row` numbers them
     crfs, column = np.unique(levels.crf.to_numpy(float), return_inverse=True)
     grid = np.full((len(ladders), len(crfs)), np.nan)  # prediction of ladder by level
     grid[row, column] = levels.prediction

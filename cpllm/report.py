@@ -57,7 +57,7 @@ def validation_summary(profile: str, results: Path | str = "results",
 
 
 def read_runs(profile: str, results: Path | str = "results") -> pd.DataFrame:
-    """All predictions of a profile, with `run`, `system`, `seed` and `ladder` (the scene).
+    """All predictions of a profile, with their `run`, `system` and `seed`.
 
     A run without predictions.csv is unfinished: one row with its name and nothing else, so that
     tables can show it. ValueError where a folder's `-s<seed>` is not its config.json's.
@@ -73,8 +73,6 @@ def read_runs(profile: str, results: Path | str = "results") -> pd.DataFrame:
                              "folder or train it again")
         file = folder / "predictions.csv"
         rows = pd.read_csv(file) if file.exists() else pd.DataFrame({"split": [""]})
-        if "video" in rows:
-            rows["ladder"] = rows.video.str.split("@").str[0]
         frames.append(rows.assign(run=folder.name, system=system, seed=seed))
     return pd.concat(frames[1:] or frames, ignore_index=True)
 

@@ -141,6 +141,13 @@ def test_pairs_stay_within_a_ladder_and_a_codec_when_scenes_share_a_source():
     assert len(pairs) == 8 and pairs.groupby("codec").tie.mean().to_dict() == {"h264": 0, "vp9": 1}
 
 
+def test_without_a_ladder_column_the_scene_before_the_at_sign_is_the_ladder():
+    frame = ladders([[3, 2, 1], [30, 20, 10]], sources=["film", "film"]).drop(columns="ladder")
+    assert metrics.flip_rate(frame)[::3] == (0, 6)
+    plain = frame[:3].assign(video=[1, 2, 3])
+    assert metrics.flip_rate(plain)[::3] == (0, 3)
+
+
 def test_originals_form_no_pair():
     frame = ladders([[3, 2, 1]])
     original = frame.iloc[[0]].assign(video="scene0@original", crf=np.nan, prediction=-99.0)
