@@ -167,8 +167,7 @@ def bootstrap(frame: pd.DataFrame, statistic: Statistic, draws: int = 2000,
     tails are Φ(√(n/(n−1)) t₀.₀₂₅,ₙ₋₁), after Hesterberg (2015); for many sources both agree.
     Several seeds are averaged inside each draw, so the interval speaks of sources, not of
     training noise. The draws depend on `seed` and the number of sources alone: two models on the
-    same sources meet the same. The interval is NaN with fewer than 2 sources, or when the
-    statistic is undefined in a draw.
+    same sources meet the same. The interval is NaN with 1 source, or if a draw is undefined.
     """
     check(frame)
     runs, n = frame.groupby(frame.get("seed", np.zeros(len(frame)))), frame.source.nunique()
