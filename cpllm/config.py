@@ -20,16 +20,17 @@ CRFS = tuple(range(13, 52, 2))
 class Data:
     """Built-in scenes and their ladders. Counts are scenes; each scene belongs to one source."""
 
+    dataset: str = "scenes"  # built in; anything else is the user's to bring
     train_scenes: int = 66
     validation_scenes: int = 16
     test_scenes: int = 40
-    distorted: int = 4  # distorted originals per scene, beside the clean one that carries the ladder
+    distorted: int = 4  # distorted originals per scene; its clean one carries the ladder
     frames: int = 12
     max_lines: int = 540  # upper bound on the short side of a clip
     crfs: tuple[int, ...] = CRFS
     codec: str = "h264"
     preset: str = "medium"
-    proxy_lines: int = 540  # VMAF is computed with both clips scaled to this short side
+    proxy_lines: int = 540  # VMAF compares both clips scaled to this short side
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Train:
     single_share: float = 0.5  # of a mixed batch; not specified in the paper
     within_share: float = 0.5  # of pairs: both members from one source; not specified
     regress_on: str = "originals"  # Eq. 2's set M: originals | all
+    frames: int = 2  # key frames of a training video that are kept decoded; a step draws one
     max_text: int = 512  # L
     augment: bool = False
     seed: int = 0
@@ -131,6 +133,7 @@ class Config:
     train: Train
     video: Video = field(default_factory=Video)
     data: Data = field(default_factory=Data)
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the tables; the first gives the default weights
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to a run's config.json."""
@@ -147,12 +150,13 @@ def smoke() -> Config:
     """Tiny everything: what tests and CI run."""
     return Config(
         profile="smoke",
-        data=Data(6, 3, 3, distorted=2, frames=6, max_lines=144, proxy_lines=144),
+        seeds=(0,),
+        data=Data("scenes", 6, 3, 3, distorted=2, frames=6, max_lines=144, proxy_lines=144),
         video=Video(key_frames=2, high_size=32, patches=8, patch_size=32),
         model=Model(
             high=Siglip(1, 32, 64, 2, 16, 32),
             low=VideoPrism(1, 0, 32, 64, 2, 8, 32),
-            decoder=Gemma(1, 32, 64, 2, 1, 16, 512),
+            decoder=Gemma(1, 32, 64, 2, 1, 16, 1024),
             high_finetune="all",
             decoder_finetune="all",
             lora_rank=0,
@@ -161,7 +165,7 @@ def smoke() -> Config:
         ),
         train=Train(
             steps=60, batch=8, learning_rate=2e-3, schedule="cosine", warmup=10, clip_norm=1.0,
-            max_text=96, augment=True, select_every=30,
+            max_text=88, augment=True, select_every=30,
         ),
     )
 
@@ -172,17 +176,17 @@ def pocket() -> Config:
         profile="pocket",
         video=Video(high_size=96, patches=8, patch_size=64),
         model=Model(
-            high=Siglip(3, 96, 384, 4, 16, 96),
+            high=Siglip(3, 96, 384, 4, 24, 96),
             low=VideoPrism(3, 0, 128, 512, 4, 16, 64),
-            decoder=Gemma(2, 128, 384, 4, 1, 32, 512),
+            decoder=Gemma(2, 96, 256, 4, 1, 24, 1024),
             high_finetune="all",
             decoder_finetune="all",
             lora_rank=0,
             local_norm=True,
         ),
         train=Train(
-            steps=2000, batch=16, learning_rate=1e-3, schedule="cosine", warmup=100,
-            weight_decay=1e-2, clip_norm=1.0, max_text=96, augment=True,
+            steps=1200, batch=16, learning_rate=1e-3, schedule="cosine", warmup=100,
+            weight_decay=1e-2, clip_norm=1.0, max_text=88, augment=True,
         ),
     )
 
@@ -192,6 +196,7 @@ def paper() -> Config:
     epochs, videos, batch = 500, 28056, 128
     return Config(
         profile="paper",
+        data=Data("lsvq"),
         model=Model(high=SO400M_448, low=VIDEOPRISM_B, decoder=GEMMA_2B, predictor_hidden=2048),
         train=Train(steps=epochs * videos // batch, batch=batch),
     )
@@ -237,5 +242,6 @@ def replace(config: Config, **changes: Any) -> Config:
         if name not in {f.name for f in dataclasses.fields(part)}:
             raise ValueError(f"config: unknown {key!r}; {section} has "
                              f"{', '.join(f.name for f in dataclasses.fields(part))}")
-        config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{name: value})})
+        part = dataclasses.replace(part, **{name: value})
+        config = dataclasses.replace(config, **{section: part})
     return config

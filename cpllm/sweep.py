@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
-import shutil
 import socket
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -179,24 +176,9 @@ def provenance(
         "commit": commit,
         "dirty": dirty,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device(),
+        "device": records.device(),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
     }
-
-
-def device() -> str:
-    """Processor and cores, then any NVIDIA device, in words."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
-        cpu = found[1]
-    gpu = ""
-    if shutil.which("nvidia-smi"):
-        gpu = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True, text=True, check=False,
-        ).stdout.strip().replace("\n", ", ")
-    return f"{os.cpu_count()} × {cpu}" + (f"; {gpu}" if gpu else "")
 
 
 def scrub(node: Any) -> Any:

@@ -128,3 +128,9 @@ def _refuse(table, wrong, column, expected, name) -> None:
     at = int(np.flatnonzero(wrong)[0])
     raise ManifestError(f"{name}: row {at + 2} ({table['video'].iloc[at]}), column {column}: "
                         f"expected {expected}, came {table[column].iloc[at]!r}")
+
+
+def prediction_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """What predictions.csv repeats of a manifest. An original's own CRF is no level: left empty."""
+    columns = ["video", "source", "family", "split", "role", "distortion", "codec", "crf", "proxy"]
+    return table[columns].assign(crf=table["crf"].where(table["role"] == "variant"))

@@ -1,0 +1,1 @@
+"""The two towers, the decoder, and CP-LLM itself."""

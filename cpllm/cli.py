@@ -1,0 +1,172 @@
+"""`cpllm`: one verb, one function call."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from cpllm import config
+
+COLUMNS = ("path", "score", "word", "frames", "error")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, or 2 when a file or an argument was refused."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb with its options."""
+    top = argparse.ArgumentParser(
+        prog="cpllm", description="Context and pixel aware video quality."
+    )
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    score = verb("score", score_files, "Score videos, 0-100; higher is better.")
+    score.add_argument("files", nargs="+", metavar="FILE")
+    score.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    compare = verb("compare", compare_files, "Say which of two videos looks better.")
+    compare.add_argument("files", nargs=2, metavar=("A", "B"))
+    describe = verb("describe", describe_file, "Describe content, style and technical quality.")
+    describe.add_argument("files", nargs=1, metavar="FILE")
+    for sub in (compare, describe):
+        sub.add_argument("--format", choices=("text", "json"), default="text")
+    for sub in (score, compare, describe):
+        sub.add_argument("--weights", type=Path, help="weights file (default: the committed model)")
+    data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
+    data.add_argument(
+        "--splits",
+        nargs="+",
+        default=["train", "validation", "test"],
+        choices=("train", "validation", "test"),
+    )
+    train = verb("train", train_model, "Train one configuration.")
+    train.add_argument("--run-id", help="name of the run (default: default-s<seed>)")
+    train.add_argument("--seed", type=int, default=0)
+    reproduce = verb("reproduce", reproduce_profile, "Redo what is not up to date.")
+    reproduce.add_argument("--fresh", action="store_true", help="train everything anew")
+    for sub in (data, train, reproduce):
+        sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
+    return top
+
+
+def _quiet() -> None:
+    """No backend chatter of XLA's between a user and the scores."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _load(args: argparse.Namespace):
+    _quiet()
+    from cpllm.infer import load
+
+    return load(args.weights)
+
+
+def score_files(args: argparse.Namespace) -> int:
+    """A row per file in argument order; 2 if a file could not be scored."""
+    from cpllm.data.video import VideoError
+
+    model, rows = _load(args), []
+    for path in args.files:
+        try:
+            rows.append({**dataclasses.asdict(model.score(path)), "error": None})
+        except VideoError as error:
+            print(f"error: {error}", file=sys.stderr)
+            rows.append(
+                {"path": path, "score": None, "word": None, "frames": None, "error": str(error)}
+            )
+    {"table": _table, "json": _json, "csv": _csv}[args.format](rows)
+    return 2 if any(row["error"] for row in rows) else 0
+
+
+def _json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _csv(rows: list[dict]) -> None:
+    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        frames = " ".join(map(str, row["frames"] or ()))
+        writer.writerow({k: "" if v is None else v for k, v in {**row, "frames": frames}.items()})
+
+
+def _table(rows: list[dict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("video", Text("score", justify="right"), "quality", box=None)
+    for row in rows:
+        value = f"{row['score']:.1f}" if row["error"] is None else "-"
+        table.add_row(
+            Text(row["path"], overflow="fold"), Text(value, justify="right"), row["word"] or "error"
+        )
+    Console().print(table)
+
+
+def compare_files(args: argparse.Namespace) -> None:
+    """Both scores, the better one, and the decoder's answer."""
+    result = _load(args).compare(*args.files)
+    if args.format == "json":
+        return _json(dataclasses.asdict(result))
+    for score in (result.first, result.second):
+        print(f"{score.score:6.1f}  {score.word:9}  {score.path}")
+    print(f"better by score: the {result.better}; the decoder answers: {result.answer}")
+
+
+def describe_file(args: argparse.Namespace) -> None:
+    """The three sentences and the score."""
+    result = _load(args).describe(args.files[0])
+    if args.format == "json":
+        return _json(dataclasses.asdict(result))
+    print(f"{result.text}\n(score {result.score.score:.1f}, {result.score.word})")
+
+
+def build_data(args: argparse.Namespace) -> None:
+    """Make what is missing of a profile's videos and manifest."""
+    from cpllm import pipeline
+
+    pipeline.build_data(args.profile, args.splits)
+
+
+def train_model(args: argparse.Namespace) -> None:
+    """Train and record one run."""
+    _quiet()
+    from cpllm import pipeline, train
+
+    cfg = config.replace(pipeline.preset(args.profile), seed=args.seed)
+    train.run(
+        cfg, args.run_id or f"default-s{args.seed}", pipeline.DATA / args.profile, pipeline.RESULTS
+    )
+
+
+def reproduce_profile(args: argparse.Namespace) -> None:
+    """Data, training, scores and notebooks, as far as they are out of date."""
+    _quiet()
+    from cpllm import pipeline
+
+    pipeline.reproduce(args.profile, args.fresh)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

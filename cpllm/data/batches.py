@@ -1,0 +1,169 @@
+"""Manifest rows → deterministic batches of pairs. A batch is a function of (seed, step) alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tokenizers import Tokenizer
+
+from cpllm import config
+from cpllm.data import annotate, text, video
+
+Batch = dict[str, np.ndarray]
+
+
+def model_inputs(frames: np.ndarray, cfg: config.Video) -> Batch:
+    """uint8[M,H,W,3] → `view` [M,H_h,W_h,3], `patches` [M,K,P,P,3], `present` bool[M,K]."""
+    fitted = video.fit(frames, cfg.fit_height, cfg.fit_width, cfg.enlarge)
+    patches, present = video.cut_patches(fitted, cfg.patch_size, cfg.patches)
+    return {
+        "view": video.resize(frames, cfg.high_size),
+        "patches": patches,
+        "present": np.broadcast_to(present, patches.shape[:2]).copy(),
+    }
+
+
+def _store_one(source: Path, target: Path, frames: int, cfg: config.Video) -> None:
+    fitted = video.fit(
+        video.key_frames(source, frames, threads=1), cfg.fit_height, cfg.fit_width, cfg.enlarge
+    )
+    part = target.with_suffix(".part.npy")
+    np.save(part, fitted)
+    part.replace(target)
+
+
+def store_frames(rows: pd.DataFrame, videos: Path, store: Path, cfg: config.Config) -> None:
+    """Decode the training videos once: `store`/<video>-<sha256>.npy, uint8[frames,H,W,3]."""
+    store.mkdir(parents=True, exist_ok=True)
+    todo = [
+        (videos / f"{r.video}.mp4", stored(store, r), cfg.train.frames, cfg.video)
+        for r in rows.itertuples()
+        if not stored(store, r).exists()
+    ]
+    if todo:  # threads: FFmpeg and Pillow work outside of the interpreter's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_store_one, *zip(*todo, strict=True)))
+
+
+def stored(store: Path, row) -> Path:
+    """Where a row's decoded frames lie."""
+    return store / f"{row.video}-{row.sha256}.npy"
+
+
+class PairBatches:
+    """The training set of one configuration; `batches[step]` is that step's batch.
+
+    Modes (Table 4a): "single" has originals only, "pairwise" pairs only, "mix" both by
+    `single_share`. A pair's order is random, so that "First" carries no information. The
+    paper does not say where pairs come from: `within_share` of them join two videos of one
+    scene, the others two scenes.
+    """
+
+    def __init__(self, rows: pd.DataFrame, store: Path, tokenizer: Tokenizer, cfg: config.Config):
+        self.rows, self.tokenizer, self.cfg = rows.reset_index(drop=True), tokenizer, cfg
+        self.quality = (self.rows["proxy"] / 100).to_numpy(np.float32)
+        self.original = (self.rows["role"] == "original").to_numpy()
+        self.originals = np.flatnonzero(self.original)
+        self.scenes = [np.asarray(i) for i in self.rows.groupby("scene").indices.values()]
+        self.frames = [np.load(stored(store, r), mmap_mode="r") for r in self.rows.itertuples()]
+        self.descriptions = [
+            self._pack(text.DESCRIBE, annotate.describe(r)) for r in self.rows.to_dict("records")
+        ]
+        self.answers = [self._pack(text.COMPARE, answer) for answer in text.ANSWERS]
+
+    def _pack(self, prompt: str, answer: str) -> text.Text:
+        return text.pack(self.tokenizer, prompt, answer, self.cfg.train.max_text)
+
+    def singles(self) -> int:
+        """Single inputs among a batch's `batch` items."""
+        share = {"single": 1.0, "pairwise": 0.0, "mix": self.cfg.train.single_share}
+        return round(share[self.cfg.train.input_mode] * self.cfg.train.batch)
+
+    def _draw_single(self, rng: np.random.Generator) -> int:
+        every = self.cfg.train.regress_on == "all"
+        return int(rng.integers(len(self.rows)) if every else rng.choice(self.originals))
+
+    def _draw_pair(self, rng: np.random.Generator) -> tuple[int, int]:
+        while True:
+            if rng.random() < self.cfg.train.within_share:
+                i, j = rng.choice(self.scenes[rng.integers(len(self.scenes))], 2, replace=False)
+            else:
+                i, j = rng.integers(len(self.rows), size=2)
+            if self.quality[i] != self.quality[j]:
+                return int(i), int(j)
+
+    def __getitem__(self, step: int) -> Batch:
+        """The frames of singles stand once: `first` and `second` int[B] index into them."""
+        rng = np.random.default_rng([self.cfg.train.seed, step])
+        n = self.singles()
+        items = [(self._draw_single(rng),) for _ in range(n)]
+        items += [self._draw_pair(rng) for _ in range(self.cfg.train.batch - n)]
+        frames = [frame for item in items for frame in self._frames(item, rng)]
+        first = np.cumsum([0, *map(len, items[:-1])]).astype(np.int32)
+        second = first + np.array([len(item) - 1 for item in items], np.int32)
+        texts = [self._text(item) for item in items]
+        q = np.array([[self.quality[item[0]], self.quality[item[-1]]] for item in items])
+        has_mos = np.array(
+            [self.cfg.train.regress_on == "all" or self.original[item[0]] for item in items]
+        )
+        return {
+            **{k: np.stack([f[k] for f in frames]) for k in frames[0]},
+            **{k: np.stack([getattr(t, k) for t in texts]) for k in ("tokens", "valid", "answer")},
+            "first": first,
+            "second": second,
+            "q": q,
+            "has_mos": has_mos,
+        }
+
+    def _text(self, item: tuple[int, ...]) -> text.Text:
+        if len(item) == 1:
+            return self.descriptions[item[0]]
+        return self.answers[int(self.quality[item[1]] > self.quality[item[0]])]
+
+    def _frames(self, item: tuple[int, ...], rng: np.random.Generator) -> list[Batch]:
+        """One random key frame per member; cells and augmentation are the same for both."""
+        cfg, at = self.cfg.video, rng.integers(self.cfg.train.frames)
+        seed = int(rng.integers(2**31))
+        change = _augmentation(rng) if self.cfg.train.augment else (lambda x: x)
+        out = []
+        for i in item:
+            frame = np.asarray(self.frames[i][at])[None]
+            jitter = np.random.default_rng(seed) if self.cfg.train.augment else None
+            cells = video.patch_positions(*frame.shape[1:3], cfg.patch_size, cfg.patches, jitter)
+            patches, present = video.cut_patches(frame, cfg.patch_size, cfg.patches, cells)
+            view = video.resize(frame, cfg.high_size)
+            out.append({"view": change(view)[0], "patches": change(patches)[0], "present": present})
+        return out
+
+
+def _augmentation(rng: np.random.Generator):
+    """A random flip, transpose, channel order, contrast and brightness for square uint8 images."""
+    flip_h, flip_w, turn = rng.random(3) < 0.5
+    channels, gain, bias = rng.permutation(3), rng.uniform(0.7, 1.3), rng.uniform(-20, 20)
+    levels = np.clip((np.arange(256) - 128) * gain + 128 + bias, 0, 255).astype(np.uint8)
+
+    def change(x: np.ndarray) -> np.ndarray:
+        x = x.swapaxes(-3, -2) if turn else x
+        x = x[..., ::-1, :, :] if flip_h else x
+        x = x[..., ::-1, :] if flip_w else x
+        return levels[x[..., channels]]
+
+    return change
+
+
+def prefetch(batches: PairBatches, start: int, stop: int, ahead: int = 2) -> Iterator[Batch]:
+    """Batches in order, the next `ahead` prepared by a thread while the device works."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [
+            pool.submit(batches.__getitem__, s) for s in range(start, min(start + ahead, stop))
+        ]
+        for step in range(start, stop):
+            batch = waiting.pop(0).result()
+            if step + ahead < stop:
+                waiting.append(pool.submit(batches.__getitem__, step + ahead))
+            yield batch

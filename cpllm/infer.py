@@ -1,0 +1,165 @@
+"""Score, compare and describe videos with a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from flax import nnx
+from tokenizers import Tokenizer
+
+from cpllm import config
+from cpllm.data import annotate, manifests, text, video
+from cpllm.data.batches import Batch, model_inputs
+from cpllm.model import weights
+from cpllm.model.cpllm import CPLLM
+
+DEFAULT = Path(__file__).parent / "weights" / "pocket.safetensors"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A video's quality: `score` 0–100, higher is better, with its ACR `word`."""
+
+    path: str
+    score: float
+    word: str
+    frames: tuple[float, ...]  # of each key frame; `score` is their mean
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both scores, the better of the two by score, and the decoder's own answer in words."""
+
+    first: Score
+    second: Score
+    better: str  # "first" or "second"
+    answer: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """The decoder's three sentences beside the predicted score."""
+
+    score: Score
+    text: str
+
+
+@partial(jax.jit, static_argnums=0)
+def _see(graph: nnx.GraphDef, params: nnx.State, inputs: Batch):
+    """(u, v) of M key frames and their scores 0–100: float32[M]."""
+    model = nnx.merge(graph, params)
+    u, v = model.see(inputs["view"], inputs["patches"], inputs["present"])
+    return (u, v), 100 * model.score(u, v)
+
+
+@partial(jax.jit, static_argnums=0)
+def _next(graph: nnx.GraphDef, params: nnx.State, seen, second, tokens: Batch, at: int):
+    """Most likely token after position `at` of one text."""
+    logits = nnx.merge(graph, params).read(seen, second, tokens)
+    return logits[0, at].argmax()
+
+
+class Scorer:
+    """A model ready to use: `load()` makes one."""
+
+    def __init__(self, cfg: config.Config, model: CPLLM, tokenizer: Tokenizer):
+        self.cfg, self.model, self.tokenizer = cfg, model, tokenizer
+
+    @cached_property
+    def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(self.model)
+
+    def save(self, path: Path) -> None:
+        """Write the weights with their configuration and tokenizer."""
+        weights.save(path, self.model, self.cfg, self.tokenizer)
+
+    def inputs(self, path: str | Path) -> Batch:
+        """What the model sees of a file: its decoded key frames, nothing else."""
+        return model_inputs(video.key_frames(path, self.cfg.video.key_frames), self.cfg.video)
+
+    def frame_scores(self, inputs: Batch) -> np.ndarray:
+        """float32[M] in 0–100."""
+        return np.asarray(_see(*self._split, inputs)[1])
+
+    def score(self, path: str | Path) -> Score:
+        """Mean over key frames (Sec. 3.1.4). Raises `VideoError` for a file that is no video."""
+        return _result(path, self.frame_scores(self.inputs(path)))
+
+    def compare(self, first: str | Path, second: str | Path) -> Comparison:
+        """Which of two videos is better, by score, and in words from their middle key frames."""
+        both = [self.inputs(path) for path in (first, second)]
+        scores = [
+            _result(p, self.frame_scores(i)) for p, i in zip((first, second), both, strict=True)
+        ]
+        better = "first" if scores[0].score >= scores[1].score else "second"
+        return Comparison(*scores, better, self._answer(both, text.COMPARE))
+
+    def describe(self, path: str | Path) -> Description:
+        """Three sentences on content, style and technical quality, from the middle key frame."""
+        inputs = self.inputs(path)
+        return Description(
+            _result(path, self.frame_scores(inputs)), self._answer([inputs, inputs], text.DESCRIBE)
+        )
+
+    def _answer(self, both: list[Batch], prompt: str) -> str:
+        """Greedy decoding. A single input stands twice, its duplicate masked, as in training."""
+        at = self.cfg.video.key_frames // 2
+        seen = [_see(*self._split, {k: x[at : at + 1] for k, x in i.items()})[0] for i in both]
+        second = jnp.array([both[0] is not both[1]])
+        packed = text.pack(self.tokenizer, prompt, None, self.cfg.train.max_text)
+        batch = {k: getattr(packed, k)[None].copy() for k in ("tokens", "valid", "answer")}
+        start = end = int(packed.valid.sum())
+        while end < self.cfg.train.max_text:
+            token = int(_next(*self._split, seen, second, batch, end - 1))
+            if token == text.EOS:
+                break
+            batch["tokens"][0, end], batch["valid"][0, end], batch["answer"][0, end] = (
+                token,
+                True,
+                True,
+            )
+            end += 1
+        return text.unpack(self.tokenizer, batch["tokens"][0, start:end])
+
+    def predict(
+        self, rows: pd.DataFrame, videos: Path, cache: dict[str, Batch] | None = None
+    ) -> pd.DataFrame:
+        """Predictions of manifest rows, one line each; `cache` keeps their decoded inputs."""
+        cache = {} if cache is None else cache
+        scores = []
+        for name in rows["video"]:
+            inputs = cache.get(name) or cache.setdefault(name, self.inputs(videos / f"{name}.mp4"))
+            scores.append(float(self.frame_scores(inputs).mean(dtype=np.float64)))
+        return manifests.prediction_rows(rows).assign(prediction=scores)
+
+
+def _result(path: str | Path, frames: np.ndarray) -> Score:
+    score = float(frames.mean(dtype=np.float64))
+    return Score(str(path), score, annotate.word(score), tuple(map(float, frames)))
+
+
+def load(path: str | Path | None = None) -> Scorer:
+    """The committed default model, or one from a weights file."""
+    model, cfg, tokenizer = weights.load(Path(path or DEFAULT))
+    return Scorer(cfg, model, tokenizer)
+
+
+def score(path: str | Path) -> Score:
+    """Score of one file by the default model; for many files keep `load()`."""
+    return load().score(path)
+
+
+def compare(first: str | Path, second: str | Path) -> Comparison:
+    """Comparison of two files by the default model."""
+    return load().compare(first, second)
+
+
+def describe(path: str | Path) -> Description:
+    """Description of one file by the default model."""
+    return load().describe(path)

@@ -1,0 +1,84 @@
+"""CP-LLM: towers → interleaved sequence → decoder, and towers → quality predictor (Fig. 3).
+
+Shapes: B batch, M key frames, K patches, T_h and T_l tokens of the two encoders,
+L text tokens, T all tokens of a sequence, D the decoder's width.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from cpllm import config
+from cpllm.model.gemma import Gemma
+from cpllm.model.layers import dense
+from cpllm.model.quality import Predictor
+from cpllm.model.siglip import Siglip
+from cpllm.model.videoprism import VideoPrism
+
+
+def prefix_mask(valid: Array, answer: Array) -> Array:
+    """Prefix-LM attention (Fig. 4b): bool[B,T] twice → bool[B,T,T], True where i may see j.
+
+    Valid prefix tokens are seen by all; an answer token only by itself and later ones.
+    With a prefix of two, a masked-out duplicate and an answer of two:
+
+    >>> v, a = jnp.array([[1, 1, 0, 1, 1]], bool), jnp.array([[0, 0, 0, 1, 1]], bool)
+    >>> prefix_mask(v, a)[0].astype(int).tolist()
+    [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    """
+    t = jnp.arange(valid.shape[1])
+    return valid[:, None, :] & (~answer[:, None, :] | (t[None, :] <= t[:, None]))
+
+
+def positions(valid: Array) -> Array:
+    """Position of each token among the valid ones, so that a masked frame leaves no gap."""
+    return jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
+
+
+class CPLLM(nnx.Module):
+    """The whole model. `see` → (u, v); `score` and `read` both start from these."""
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        width = model.decoder.width
+        self.high = Siglip(model.high, rngs)
+        self.low = VideoPrism(model.low, model.local_norm, rngs)
+        self.project_high = dense(model.high.width, width, rngs)
+        self.project_low = dense(model.low.width, width, rngs)
+        self.pool_norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
+        self.decoder = Gemma(model.decoder, model.lora_rank, rngs)
+        self.predictor = Predictor(width, model, rngs)
+
+    def see(self, view: Array, patches: Array, present: Array) -> tuple[Array, Array]:
+        """One key frame of each of B videos → u: [B,T_h,D], v: [B,T_l,D].
+
+        view: uint8[B,H_h,W_h,3]; patches: uint8[B,K,P,P,3]; present: bool[B,K], False for
+        the slots of a frame that holds fewer than K patches; the mean leaves them out.
+        """
+        b, k = patches.shape[:2]
+        u = self.project_high(self.high(view))
+        h = self.project_low(self.low(patches.reshape(b * k, *patches.shape[2:])))
+        weight = present[..., None, None].astype(h.dtype)
+        v = (h.reshape(b, k, *h.shape[1:]) * weight).sum(1) / weight.sum(1)
+        return u, self.pool_norm(v)
+
+    def score(self, u: Array, v: Array) -> Array:
+        """Per-frame quality float32[B] in (0, 1)."""
+        return self.predictor(u, v)
+
+    def read(self, seen: list[tuple[Array, Array]], second: Array, text: dict[str, Array]) -> Array:
+        """Logits float32[B,L,V] at the text positions of [u1, v1, u2, v2, text] (or [u, v, text]).
+
+        seen: (u, v) of one or two frames; second: bool[B], False where the second frame is
+        a duplicate of a single input, masked out of the decoder; text: `tokens` int[B,L],
+        `valid` and `answer` bool[B,L].
+        """
+        frames = [jnp.concatenate(pair, 1) for pair in seen]
+        b, n = frames[0].shape[:2]
+        shown = [jnp.ones((b, n), bool), jnp.broadcast_to(second[:, None], (b, n))][: len(frames)]
+        x = jnp.concatenate([*frames, self.decoder.embed(text["tokens"])], 1)
+        valid = jnp.concatenate([*shown, text["valid"]], 1)
+        answer = jnp.concatenate([jnp.zeros((b, n * len(frames)), bool), text["answer"]], 1)
+        hidden = self.decoder(x, prefix_mask(valid, answer), positions(valid))
+        return self.decoder.logits(hidden[:, n * len(frames) :])

@@ -1,0 +1,153 @@
+"""Attention, MLPs, norms and stacks of blocks that the three towers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from cpllm.model.lora import Adapter
+
+
+def dense(n_in: int, n_out: int, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+    """Linear layer with Glorot-uniform weights, as ViTs are initialised."""
+    return nnx.Linear(
+        n_in, n_out, use_bias=bias, rngs=rngs, kernel_init=nnx.initializers.xavier_uniform()
+    )
+
+
+class ShiftedNorm(nnx.Module):
+    """Normalisation whose learned scale is stored around zero: y = x̂·(1 + w) (+ b), in float32.
+
+    `centre=True` is VideoPrism's LayerNorm, `centre=False` Gemma's RMSNorm (no bias).
+    """
+
+    def __init__(self, width: int, centre: bool, eps: float = 1e-6):
+        self.scale = nnx.Param(jnp.zeros(width))
+        self.bias = nnx.Param(jnp.zeros(width)) if centre else None
+        self.centre, self.eps = centre, eps
+
+    def __call__(self, x: Array) -> Array:
+        """Over the last axis; statistics and scale in float32, the result in x's type."""
+        y = x.astype(jnp.float32)
+        if self.centre:
+            y = y - y.mean(-1, keepdims=True)
+        y = (
+            y
+            * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+            * (1 + self.scale[...])
+        )
+        return (y + self.bias[...] if self.centre else y).astype(x.dtype)
+
+
+def rotate(x: Array, positions: Array, theta: float = 1e4) -> Array:
+    """Rotary position embedding, half-split: pairs are (i, i + H/2). x: [B,T,N,H]."""
+    half = x.shape[-1] // 2
+    angle = positions[..., None, None] * theta ** (-jnp.arange(half) / half)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    turned = [a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)]
+    return jnp.concatenate(turned, -1).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with shared key/value heads; optional logit softcap and LoRA on q, k, v.
+
+    The logits are q·k/√H, then cap·tanh(logits/cap) when `softcap` is set (VideoPrism: 50).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        rngs: nnx.Rngs,
+        *,
+        kv_heads: int = 0,
+        head_dim: int = 0,
+        bias: bool = True,
+        softcap: float = 0.0,
+        rank: int = 0,
+    ):
+        self.heads, self.kv = heads, kv_heads or heads
+        self.dim, self.softcap = head_dim or width // heads, softcap
+        self.q = dense(width, self.heads * self.dim, rngs, bias)
+        self.k = dense(width, self.kv * self.dim, rngs, bias)
+        self.v = dense(width, self.kv * self.dim, rngs, bias)
+        self.out = dense(self.heads * self.dim, width, rngs, bias)
+        self.lora = nnx.Dict(
+            {
+                name: Adapter(width, n * self.dim, rank, rngs)
+                for name, n in (("q", self.heads), ("k", self.kv), ("v", self.kv))
+            }
+            if rank
+            else {}
+        )
+
+    def _heads(self, name: str, x: Array) -> Array:
+        y = getattr(self, name)(x)
+        if name in self.lora:
+            y = y + self.lora[name](x)
+        return y.reshape(*x.shape[:-1], -1, self.dim)
+
+    def __call__(
+        self, x: Array, mask: Array | None = None, positions: Array | None = None
+    ) -> Array:
+        """x: [B,T,D]; mask: bool[B,T,S], True where query t may look at key s; positions: [B,T]."""
+        q, k, v = (self._heads(name, x) for name in "qkv")
+        if positions is not None:
+            q, k = rotate(q, positions), rotate(k, positions)
+        q = q.reshape(*q.shape[:2], self.kv, -1, self.dim)  # group the queries of one key head
+        logits = jnp.einsum("btghd,bsgd->bghts", q, k).astype(jnp.float32) * self.dim**-0.5
+        if self.softcap:
+            logits = self.softcap * jnp.tanh(logits / self.softcap)
+        if mask is not None:
+            logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits).astype(x.dtype)
+        y = jnp.einsum("bghts,bsgd->btghd", weights, v)
+        return self.out(y.reshape(*x.shape[:-1], -1))
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, norm1: nnx.Module, attention: Attention, norm2: nnx.Module, mlp: nnx.Module):
+        self.norm1, self.attention, self.norm2, self.mlp = norm1, attention, norm2, mlp
+
+    def __call__(
+        self, x: Array, mask: Array | None = None, positions: Array | None = None
+    ) -> Array:
+        """x: [B,T,D]; mask and positions as in `Attention`."""
+        x = x + self.attention(self.norm1(x), mask, positions)
+        return x + self.mlp(self.norm2(x))
+
+
+class MLP(nnx.Module):
+    """Two linear layers with a pointwise function between."""
+
+    def __init__(self, width: int, hidden: int, out: int, activation: Callable, rngs: nnx.Rngs):
+        self.inner, self.outer = dense(width, hidden, rngs), dense(hidden, out, rngs)
+        self.activation = activation
+
+    def __call__(self, x: Array) -> Array:
+        """[..., D] → [..., out]."""
+        return self.outer(self.activation(self.inner(x)))
+
+
+def stack(make: Callable[[nnx.Rngs], Block], layers: int, rngs: nnx.Rngs) -> Block:
+    """`layers` blocks as one whose parameters have a leading axis, for `run`."""
+    return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(layers))
+
+
+def run(
+    blocks: Block, x: Array, mask: Array | None = None, positions: Array | None = None
+) -> Array:
+    """Apply stacked blocks in order, rematerialising each block in the backward pass."""
+    graph, params = nnx.split(blocks)
+
+    @jax.checkpoint
+    def step(x, layer):
+        return nnx.merge(graph, layer)(x, mask, positions), None
+
+    return jax.lax.scan(step, x, params)[0]

@@ -1,0 +1,34 @@
+"""The quality predictor f: R^{(T_h+T_l)×D} → R (Sec. 3.1.4)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from cpllm import config
+from cpllm.model.layers import MLP
+
+
+class Predictor(nnx.Module):
+    """Two-layer MLP with a ReLU between, on the visual embeddings [u, v] of a frame.
+
+    Not specified in the paper: how (T_h+T_l)×D inputs become one number. "token" applies
+    the MLP to each token and takes the mean; "pooled" takes the means of u and of v first
+    (flattening would need millions of inputs). A sigmoid bounds the score without ties.
+    """
+
+    def __init__(self, width: int, model: config.Model, rngs: nnx.Rngs):
+        self.pooled = model.predictor == "pooled"
+        self.mlp = MLP(
+            2 * width if self.pooled else width, model.predictor_hidden, 1, jax.nn.relu, rngs
+        )
+
+    def __call__(self, u: Array, v: Array) -> Array:
+        """u: [B,T_h,D], v: [B,T_l,D] → quality float32[B] in (0, 1)."""
+        if self.pooled:
+            q = self.mlp(jnp.concatenate([u.mean(1), v.mean(1)], -1))[..., 0]
+        else:
+            q = self.mlp(jnp.concatenate([u, v], 1))[..., 0].mean(1)
+        return jax.nn.sigmoid(q.astype(jnp.float32))

@@ -1,0 +1,76 @@
+"""Weights on disk: one safetensors file whose metadata holds configuration and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+
+from cpllm import config
+from cpllm.model.cpllm import CPLLM
+
+
+def names(state: nnx.State) -> dict[str, nnx.Variable]:
+    """Leaves by their dotted path, such as `low.spatial.attention.q.kernel`."""
+    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+
+
+def save(path: Path, model: CPLLM, cfg: config.Config, tokenizer: Tokenizer) -> None:
+    """Write under a temporary name, then rename."""
+    tensors = {k: jax.device_get(v[...]) for k, v in names(nnx.state(model, nnx.Param)).items()}
+    metadata = {"config": json.dumps(cfg.to_dict()), "tokenizer": tokenizer.to_str()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save_file(tensors, part, metadata)
+    part.replace(path)
+
+
+def load(path: Path) -> tuple[CPLLM, config.Config, Tokenizer]:
+    """Read a file that `save` wrote; ValueError names a missing, unexpected or misshapen tensor."""
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path}: expected CP-LLM weights in safetensors form ({error})"
+        ) from error
+    if missing := {"config", "tokenizer"} - set(metadata):
+        raise ValueError(
+            f"{path}: expected metadata {', '.join(sorted(missing))}; not written by cpllm"
+        )
+    cfg = config.from_dict(json.loads(metadata["config"]))
+    model = nnx.eval_shape(lambda: CPLLM(cfg.model, nnx.Rngs(0)))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    leaves = names(params)
+    _compare(
+        path, {k: v.shape for k, v in leaves.items()}, {k: v.shape for k, v in tensors.items()}
+    )
+    filled = jax.tree.unflatten(
+        jax.tree.structure(params), [jnp.asarray(tensors[k]) for k in leaves]
+    )
+    return nnx.merge(graph, filled, rest), cfg, Tokenizer.from_str(metadata["tokenizer"])
+
+
+def _compare(path: Path, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
+    wrong = [
+        f"{k} {found[k]} for {expected[k]}"
+        for k in expected.keys() & found.keys()
+        if found[k] != expected[k]
+    ]
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "misshapen": sorted(wrong),
+    }
+    if any(problems.values()):
+        raise ValueError(
+            f"{path}: " + "; ".join(f"{k}: {', '.join(v)}" for k, v in problems.items() if v)
+        )

@@ -1,0 +1,174 @@
+"""What a profile's results are made of: data → trained runs → scores → notebooks."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from cpllm import baselines, config, records, sweep
+from cpllm.data import ladder, manifests, video
+
+DATA, RESULTS = sweep.ROOT / "data", sweep.ROOT / "results"
+NOTEBOOK = sweep.ROOT / "notebooks" / "20_train.ipynb"
+console = Console(stderr=True)
+
+
+def run_ids(profile: str) -> dict[str, int]:
+    """The default model's runs and their seeds."""
+    return {f"default-s{seed}": seed for seed in config.preset(profile).seeds}
+
+
+def preset(profile: str) -> config.Config:
+    """A profile that this checkout can run; ValueError says what another one needs."""
+    cfg = config.preset(profile)
+    if cfg.data.dataset != "scenes":
+        raise ValueError(
+            f"{profile}: {cfg.data.dataset.upper()} and the public checkpoints can't be shipped. "
+            "Bring its videos and label files, and SigLIP So400m/14@448, VideoPrism-B and Gemma-2B "
+            "(for instance PaliGemma-3B-pt-448 and videoprism-base-f16r288); readers and importers for "
+            "them are not written yet. The profile pocket needs neither: --profile pocket"
+        )
+    return cfg
+
+
+def build_data(profile: str, splits: Sequence[str] = ladder.SPLITS) -> pd.DataFrame:
+    """The profile's videos, labels and manifest under data/<profile>."""
+    return ladder.build(preset(profile), DATA / profile, splits)
+
+
+def train_runs(profile: str, fresh: bool) -> None:
+    """Execute the training notebook for every seed that has no run yet (`fresh`: for all).
+
+    The first seed's notebook is a chapter, its weights the profile's default.
+    """
+    ids = run_ids(profile)
+    for run_id, seed in ids.items():
+        folder = records.run_folder(RESULTS, profile, run_id)
+        if (folder / "metrics.json").exists() and not fresh:
+            continue
+        first = seed == min(ids.values())
+        home = RESULTS / profile / "notebooks" if first else folder
+        sweep.run_notebook(
+            NOTEBOOK, home / NOTEBOOK.name, {"profile": profile, "seed": seed, "run_id": run_id}
+        )
+        if first:
+            _install(profile, run_id)
+
+
+def _install(profile: str, run_id: str) -> None:
+    """Make a run's weights the package's own, where the package ships this profile's."""
+    from cpllm.infer import DEFAULT
+
+    if DEFAULT.stem == profile:
+        DEFAULT.parent.mkdir(exist_ok=True)
+        shutil.copyfile(_trained(profile, run_id), DEFAULT)
+
+
+def _trained(profile: str, run_id: str) -> Path:
+    return DATA / profile / "weights" / f"{run_id}.safetensors"
+
+
+def score_runs(profile: str, _fresh: bool = False) -> None:
+    """Write predictions.csv of every run whose weights are at hand, and of the baselines.
+
+    Rows of splits that are not built here stay as committed.
+    """
+    from cpllm.infer import DEFAULT, load
+
+    table = manifests.read(DATA / profile / "manifest.csv")
+    table = table[table["split"] != "train"]
+    root, cache = DATA / profile, {}
+    for run_id in run_ids(profile):
+        weights = _trained(profile, run_id)
+        if (
+            not weights.exists()
+            and run_id == next(iter(run_ids(profile)))
+            and DEFAULT.stem == profile
+        ):
+            weights = DEFAULT
+        if weights.exists():
+            rows = track(
+                list(table.groupby("scene", sort=False)), f"scoring {run_id}", console=console
+            )
+            _record(
+                profile, run_id, pd.concat(load(weights).predict(r, root, cache) for _, r in rows)
+            )
+    _score_baselines(profile, table, root)
+
+
+def _score_baselines(profile: str, table: pd.DataFrame, root: Path) -> None:
+    started, values = time.time(), {name: [] for name in baselines.BASELINES}
+    frames = config.preset(profile).video.key_frames
+    for row in track(table.to_dict("records"), "scoring baselines", console=console):
+        seen = video.key_frames(root / f"{row['video']}.mp4", frames)
+        for name, measure in baselines.BASELINES.items():
+            values[name].append(measure(row, seen))
+    for name, predictions in values.items():
+        _record(
+            profile, f"{name}-s0", manifests.prediction_rows(table).assign(prediction=predictions)
+        )
+        folder = records.run_folder(RESULTS, profile, f"{name}-s0")
+        records.write_json(folder / "config.json", {"baseline": name, "profile": profile})
+        records.write_json(
+            folder / "provenance.json",
+            records.provenance(0, manifests.sha256(root / "manifest.csv"), started),
+        )
+
+
+def _record(profile: str, run_id: str, predictions: pd.DataFrame) -> None:
+    """Write a run's predictions beside those of splits that were not scored now."""
+    path = records.run_folder(RESULTS, profile, run_id) / "predictions.csv"
+    if path.exists():
+        kept = pd.read_csv(path, keep_default_na=False, na_values={"crf": ""})
+        kept = kept[~kept["split"].isin(predictions["split"])]
+        predictions = pd.concat([kept, predictions]) if len(kept) else predictions
+    records.write_csv(path, predictions)
+
+
+def needed_splits(profile: str, fresh: bool) -> tuple[str, ...]:
+    """A clone whose runs are committed needs the test split only; what is built stays built."""
+    manifest = DATA / profile / "manifest.csv"
+    built = set(manifests.read(manifest)["split"]) if manifest.exists() else set()
+    if fresh or "train" in built or not all(path.exists() for path in _metrics(profile)):
+        return ladder.SPLITS
+    return ("test",)
+
+
+def _metrics(profile: str) -> list[Path]:
+    return [records.run_folder(RESULTS, profile, r) / "metrics.json" for r in run_ids(profile)]
+
+
+def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
+    """The stages in order, each with the files that it depends on and those that it makes."""
+    splits = needed_splits(profile, fresh)
+    trained = tuple(str(path.relative_to(sweep.ROOT)) for path in _metrics(profile))
+    manifest, predictions = (
+        "data/{profile}/manifest.csv",
+        "results/{profile}/runs/*/predictions.csv",
+    )
+    makers = ("cpllm/data/*.py", "cpllm/config.py")
+    judges = ("cpllm/infer.py", "cpllm/baselines.py", "cpllm/model/*.py", "cpllm/data/*.py")
+    weights = ("cpllm/weights/*", "data/{profile}/weights/*")
+
+    def build(profile: str, _fresh: bool) -> None:
+        build_data(profile, splits)
+
+    return (
+        sweep.Step("build data", build, makers, (manifest,)),
+        sweep.Step("train", train_runs, (), trained, once=True),
+        sweep.Step("score", score_runs, (manifest, *weights, *judges), (predictions,)),
+        sweep.NOTEBOOKS["10_data"],
+        sweep.NOTEBOOKS["30_table3"],
+    )
+
+
+def reproduce(profile: str, fresh: bool) -> None:
+    """Redo what is not up to date of a profile, up to its executed notebooks."""
+    preset(profile)
+    sweep.reproduce(profile, fresh, steps(profile, fresh))

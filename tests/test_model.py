@@ -1,0 +1,210 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cpllm import config, train
+from cpllm.model import layers, videoprism
+from cpllm.model.cpllm import CPLLM, positions, prefix_mask
+from cpllm.model.lora import trainable
+from cpllm.model.siglip import patchify
+
+SMOKE = config.smoke().model
+VIEW, PATCH, K, L = SMOKE.high.image, 32, 8, 12
+
+
+def with_lora(**changes) -> config.Model:
+    return dataclasses.replace(SMOKE, lora_rank=2, decoder_finetune="lora", **changes)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return CPLLM(SMOKE, nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def frames():
+    rng = np.random.default_rng(0)
+    return {
+        "view": rng.integers(256, size=(2, VIEW, VIEW, 3), dtype=np.uint8),
+        "patches": rng.integers(256, size=(2, K, PATCH, PATCH, 3), dtype=np.uint8),
+        "present": np.ones((2, K), bool),
+    }
+
+
+def a_text(answers: int = 4):
+    tokens = np.arange(L, dtype=np.int32)[None] % 7 + 3
+    at = np.arange(L)[None]
+    return {"tokens": tokens, "valid": at < L, "answer": at >= L - answers}
+
+
+def one(pair, i):
+    return tuple(x[i : i + 1] for x in pair)
+
+
+def test_prefix_is_bidirectional_and_the_answer_causal():
+    valid = jnp.ones((1, 5), bool)
+    mask = prefix_mask(valid, jnp.array([[0, 0, 0, 1, 1]], bool))[0]
+    assert mask[:3, :3].all()
+    assert not mask[:3, 3:].any()
+    assert mask[3].tolist() == [1, 1, 1, 1, 0]
+
+
+def test_positions_leave_no_gap_where_the_duplicate_is_masked_out():
+    valid = jnp.array([[1, 1, 0, 0, 1, 1]], bool)
+    assert positions(valid)[0, [0, 1, 4, 5]].tolist() == [0, 1, 2, 3]
+
+
+def test_answer_tokens_cannot_see_the_future(model, frames):
+    u, v = model.see(**frames)
+    text, second = a_text(), jnp.array([True])
+    later = {**text, "tokens": text["tokens"].copy()}
+    later["tokens"][0, -1] += 1
+    before, after = (model.read([one((u, v), 0), one((u, v), 1)], second, t) for t in (text, later))
+    np.testing.assert_array_equal(before[0, :-1], after[0, :-1])
+    assert np.abs(before[0, -1] - after[0, -1]).max() > 0
+
+
+def test_a_prefix_token_sees_the_whole_prefix(model, frames):
+    u, v = model.see(**frames)
+    text = a_text()
+    changed = {**text, "tokens": text["tokens"].copy()}
+    changed["tokens"][0, 5] += 1  # within the prompt
+    before, after = (model.read([one((u, v), 0)], jnp.array([True]), t) for t in (text, changed))
+    assert np.abs(before[0, 0] - after[0, 0]).max() > 0
+
+
+def test_a_masked_duplicate_changes_nothing_in_the_text(model, frames):
+    u, v = model.see(**frames)
+    text, hidden = a_text(), jnp.array([False])
+    alone = model.read([one((u, v), 0)], hidden, text)
+    doubled = model.read([one((u, v), 0), one((u, v), 0)], hidden, text)
+    other = model.read([one((u, v), 0), one((u, v), 1)], hidden, text)
+    np.testing.assert_allclose(doubled, alone, atol=2e-6)
+    np.testing.assert_array_equal(doubled, other)
+
+
+def test_the_low_level_mean_leaves_absent_patches_out(model, frames):
+    half = {**frames, "present": np.arange(K)[None].repeat(2, 0) < K // 2}
+    garbage = {**half, "patches": half["patches"].copy()}
+    garbage["patches"][:, K // 2 :] = 0
+    np.testing.assert_allclose(model.see(**half)[1], model.see(**garbage)[1], atol=1e-6)
+    assert np.abs(model.see(**frames)[1] - model.see(**half)[1]).max() > 1e-3
+
+
+def test_the_order_of_patches_does_not_matter(model, frames):
+    turned = {**frames, "patches": frames["patches"][:, ::-1]}
+    np.testing.assert_allclose(model.see(**frames)[1], model.see(**turned)[1], atol=1e-5)
+
+
+def test_scores_lie_between_zero_and_one_for_both_predictors(frames):
+    for predictor in ("token", "pooled"):
+        model = CPLLM(dataclasses.replace(SMOKE, predictor=predictor), nnx.Rngs(1))
+        scores = model.score(*model.see(**frames))
+        assert scores.shape == (2,)
+        assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_lora_starts_as_the_identity(frames):
+    plain, adapted = CPLLM(SMOKE, nnx.Rngs(0)), CPLLM(with_lora(), nnx.Rngs(0))
+    state = {k: v for k, v in nnx.to_flat_state(nnx.state(plain))}
+    base = nnx.to_flat_state(nnx.state(adapted))
+    nnx.update(adapted, nnx.from_flat_state([(k, state.get(k, v)) for k, v in base]))
+    u, v = plain.see(**frames)
+    seen = [one((u, v), 0)]
+    np.testing.assert_array_equal(
+        plain.read(seen, jnp.array([True]), a_text()),
+        adapted.read(seen, jnp.array([True]), a_text()),
+    )
+
+
+@pytest.mark.parametrize("regime", ["frozen", "head", "all"])
+def test_a_step_moves_exactly_the_trainable_leaves(regime, frames):
+    shape = with_lora(high_finetune=regime, high=dataclasses.replace(SMOKE.high, layers=2))
+    model = CPLLM(shape, nnx.Rngs(0))
+    graph, params, frozen = nnx.split(model, trainable(shape), ...)
+    batch = {
+        **frames,
+        **{k: np.repeat(x, 1, 0) for k, x in a_text().items()},
+        "first": np.array([0]), "second": np.array([1]),
+        "q": np.array([[0.9, 0.1]], np.float32), "has_mos": np.array([True]),
+    }  # fmt: skip
+    # One B of LoRA is zero, so A moves from the second step on: take two.
+    tx = train.optimizer(dataclasses.replace(config.smoke().train, schedule="constant"))
+    step, state = train.make_step(graph, tx, (1.0, 1.0, 1.0)), tx.init(params)
+    before = jax.tree.map(np.array, nnx.to_pure_dict(params))
+    kept = jax.tree.map(np.array, nnx.to_pure_dict(frozen))
+    for _ in range(2):
+        params, state, _ = step(params, frozen, state, batch)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, nnx.to_pure_dict(params))
+    assert all(jax.tree.leaves(moved)), [
+        jax.tree_util.keystr(k) for k, m in jax.tree_util.tree_leaves_with_path(moved) if not m
+    ]
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: (a == b).all(), kept, nnx.to_pure_dict(frozen))
+    )
+
+
+def test_trainable_parts_by_regime():
+    def parts(**changes):
+        table = train.parameter_table(with_lora(**changes))
+        return {name for name, row in table.iterrows() if row["trained"]}
+
+    always = {"low", "project_high", "project_low", "pool_norm", "predictor", "decoder"}
+    assert parts(high_finetune="frozen") == always
+    assert parts(high_finetune="head") == parts(high_finetune="all") == always | {"high"}
+    table = train.parameter_table(with_lora())
+    assert 0 < table.loc["decoder", "trained"] < table.loc["decoder", "parameters"] / 10
+
+
+def test_paper_size_parameter_counts_equal_the_published_ones():
+    table = train.parameter_table(config.paper().model)
+    assert table.loc["high", "parameters"] == 413_327_088
+    assert table.loc["low", "parameters"] == 114_365_184
+    assert table.loc["decoder", "trained"] == 626_688  # LoRA of rank 4 on q, k, v
+
+
+def test_patchify_flattens_rows_then_columns_then_channels():
+    image = np.arange(4 * 4 * 3).reshape(1, 4, 4, 3)
+    np.testing.assert_array_equal(patchify(image, 2)[0, 1], image[0, :2, 2:].ravel())
+
+
+def test_local_normalisation_removes_brightness_and_contrast():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0.2, 0.8, (1, 32, 32, 3)).astype(np.float32)
+    plain = videoprism.local_normalise(x, floor=0.0)
+    changed = videoprism.local_normalise(0.5 * x + 0.1, floor=0.0)
+    np.testing.assert_allclose(changed, plain, atol=1e-3)
+
+
+def test_box_mean_equals_the_mean_of_the_window_inside_the_border():
+    x = np.random.default_rng(0).normal(size=(1, 12, 12, 1)).astype(np.float32)
+    got = videoprism.box_mean(x, 9)
+    assert got[0, 6, 5, 0] == pytest.approx(x[0, 2:11, 1:10].mean(), abs=1e-5)
+    assert got[0, 0, 0, 0] == pytest.approx(x[0, :5, :5].mean(), abs=1e-5)
+
+
+def test_rotary_embedding_keeps_lengths_and_depends_on_distance_only():
+    q, k = (np.random.default_rng(i).normal(size=(1, 1, 1, 8)) for i in range(2))
+
+    def product(at_q, at_k):
+        turned = [layers.rotate(jnp.array(x), jnp.array([[p]])) for x, p in ((q, at_q), (k, at_k))]
+        return float((turned[0] * turned[1]).sum())
+
+    assert product(3, 1) == pytest.approx(product(12, 10), rel=1e-4)
+    assert jnp.linalg.norm(layers.rotate(jnp.array(q), jnp.array([[9]]))) == pytest.approx(
+        np.linalg.norm(q), rel=1e-5
+    )
+
+
+def test_shifted_norm_is_layer_norm_or_rms_norm_times_one_plus_scale():
+    x = np.random.default_rng(0).normal(2, 3, (4, 16)).astype(np.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    for centre, y in ((True, centred), (False, x)):
+        norm = layers.ShiftedNorm(16, centre)
+        norm.scale[...] = jnp.full(16, 0.5)
+        expected = 1.5 * y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6)
+        np.testing.assert_allclose(norm(x), expected, atol=1e-5)
