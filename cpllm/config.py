@@ -185,7 +185,7 @@ def pocket() -> Config:
             local_norm=True,
         ),
         train=Train(
-            steps=1200, batch=16, learning_rate=1e-3, schedule="cosine", warmup=100,
+            steps=1000, batch=16, learning_rate=1e-3, schedule="cosine", warmup=100,
             weight_decay=1e-2, clip_norm=1.0, max_text=88, augment=True,
         ),
     )

@@ -31,8 +31,8 @@ def preset(profile: str) -> config.Config:
         raise ValueError(
             f"{profile}: {cfg.data.dataset.upper()} and the public checkpoints can't be shipped. "
             "Bring its videos and label files, and SigLIP So400m/14@448, VideoPrism-B and Gemma-2B "
-            "(for instance PaliGemma-3B-pt-448 and videoprism-base-f16r288); readers and importers for "
-            "them are not written yet. The profile pocket needs neither: --profile pocket"
+            "(for instance PaliGemma-3B-pt-448 and videoprism-base-f16r288); readers and importers "
+            "for them are not written yet. The profile pocket needs neither: --profile pocket"
         )
     return cfg
 
@@ -47,27 +47,27 @@ def train_runs(profile: str, fresh: bool) -> None:
 
     The first seed's notebook is a chapter, its weights the profile's default.
     """
+    from cpllm.infer import DEFAULT
+
     ids = run_ids(profile)
     for run_id, seed in ids.items():
         folder = records.run_folder(RESULTS, profile, run_id)
         if (folder / "metrics.json").exists() and not fresh:
             continue
-        first = seed == min(ids.values())
-        home = RESULTS / profile / "notebooks" if first else folder
+        home = RESULTS / profile / "notebooks" if run_id == next(iter(ids)) else folder
         sweep.run_notebook(
             NOTEBOOK, home / NOTEBOOK.name, {"profile": profile, "seed": seed, "run_id": run_id}
         )
-        if first:
-            _install(profile, run_id)
+        if run_id == _shipped(profile):
+            DEFAULT.parent.mkdir(exist_ok=True)
+            shutil.copyfile(_trained(profile, run_id), DEFAULT)
 
 
-def _install(profile: str, run_id: str) -> None:
-    """Make a run's weights the package's own, where the package ships this profile's."""
+def _shipped(profile: str) -> str | None:
+    """The run whose weights the package carries: the first, where it carries this profile's."""
     from cpllm.infer import DEFAULT
 
-    if DEFAULT.stem == profile:
-        DEFAULT.parent.mkdir(exist_ok=True)
-        shutil.copyfile(_trained(profile, run_id), DEFAULT)
+    return next(iter(run_ids(profile))) if DEFAULT.stem == profile else None
 
 
 def _trained(profile: str, run_id: str) -> Path:
@@ -82,23 +82,16 @@ def score_runs(profile: str, _fresh: bool = False) -> None:
     from cpllm.infer import DEFAULT, load
 
     table = manifests.read(DATA / profile / "manifest.csv")
-    table = table[table["split"] != "train"]
-    root, cache = DATA / profile, {}
+    table, root, cache = table[table["split"] != "train"], DATA / profile, {}
     for run_id in run_ids(profile):
         weights = _trained(profile, run_id)
-        if (
-            not weights.exists()
-            and run_id == next(iter(run_ids(profile)))
-            and DEFAULT.stem == profile
-        ):
+        if not weights.exists() and run_id == _shipped(profile):
             weights = DEFAULT
         if weights.exists():
-            rows = track(
-                list(table.groupby("scene", sort=False)), f"scoring {run_id}", console=console
-            )
-            _record(
-                profile, run_id, pd.concat(load(weights).predict(r, root, cache) for _, r in rows)
-            )
+            scorer = load(weights)
+            scenes = track(list(table.groupby("scene", sort=False)), run_id, console=console)
+            predictions = [scorer.predict(rows, root, cache) for _, rows in scenes]
+            _record(profile, run_id, pd.concat(predictions))
     _score_baselines(profile, table, root)
 
 
