@@ -177,7 +177,7 @@ def pocket() -> Config:
         video=Video(high_size=96, patches=8, patch_size=64),
         model=Model(
             high=Siglip(3, 96, 384, 4, 24, 96),
-            low=VideoPrism(3, 0, 128, 512, 4, 16, 64),
+            low=VideoPrism(3, 0, 96, 384, 4, 16, 64),
             decoder=Gemma(2, 96, 256, 4, 1, 24, 1024),
             high_finetune="all",
             decoder_finetune="all",
@@ -186,7 +186,7 @@ def pocket() -> Config:
         ),
         train=Train(
             steps=1000, batch=16, learning_rate=1e-3, schedule="cosine", warmup=100,
-            weight_decay=1e-2, clip_norm=1.0, max_text=88, augment=True,
+            weight_decay=1e-2, clip_norm=1.0, max_text=88, augment=True, select_every=500,
         ),
     )
 

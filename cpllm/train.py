@@ -189,6 +189,12 @@ def validation_look(rows: pd.DataFrame, videos: Path) -> Callable[[Scorer], dict
     return look
 
 
+def _store(data: Path, cfg: config.Config) -> Path:
+    """Folder of decoded frames, by what their decoding depends on."""
+    size = f"{cfg.video.fit_width}x{cfg.video.fit_height}{'+' * cfg.video.enlarge}"
+    return data / f"frames-{cfg.train.frames}-{size}"
+
+
 def run(cfg: config.Config, run_id: str, data: Path, results: Path) -> dict[str, Any]:
     """Train one configuration and write its run record; returns the metrics.
 
@@ -199,7 +205,7 @@ def run(cfg: config.Config, run_id: str, data: Path, results: Path) -> dict[str,
     table = manifests.read(data / "manifest.csv")
     rows = {s: table[table["split"] == s] for s in ("train", "validation")}
     look = validation_look(rows["validation"], data)
-    done = fit(cfg, rows["train"], data, data / "frames", look)
+    done = fit(cfg, rows["train"], data, _store(data, cfg), look)
     folder = records.run_folder(results, cfg.profile, run_id)
     done.scorer.save(data / "weights" / f"{run_id}.safetensors")
     numbers = done.history.iloc[-1].to_dict()

@@ -71,6 +71,8 @@ class PairBatches:
         self.originals = np.flatnonzero(self.original)
         self.scenes = [np.asarray(i) for i in self.rows.groupby("scene").indices.values()]
         self.frames = [np.load(stored(store, r), mmap_mode="r") for r in self.rows.itertuples()]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # small, and a third of a batch's cost
+            self.views = list(pool.map(lambda f: video.resize(f, cfg.video.high_size), self.frames))
         self.descriptions = [
             self._pack(text.DESCRIBE, annotate.describe(r)) for r in self.rows.to_dict("records")
         ]
@@ -136,8 +138,8 @@ class PairBatches:
             jitter = np.random.default_rng(seed) if self.cfg.train.augment else None
             cells = video.patch_positions(*frame.shape[1:3], cfg.patch_size, cfg.patches, jitter)
             patches, present = video.cut_patches(frame, cfg.patch_size, cfg.patches, cells)
-            view = video.resize(frame, cfg.high_size)
-            out.append({"view": change(view)[0], "patches": change(patches)[0], "present": present})
+            view = change(self.views[i][at])
+            out.append({"view": view, "patches": change(patches)[0], "present": present})
         return out
 
 

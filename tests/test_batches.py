@@ -1,0 +1,121 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cpllm import config
+from cpllm.data import annotate, batches, text
+
+CFG = config.replace(config.smoke(), batch=6)
+SIZES = {"a": (144, 192), "b": (192, 144), "c": (96, 128)}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    made = []
+    for scene in SIZES:
+        for i, proxy in enumerate((98.0, 80.0, 41.0, 7.0)):
+            made.append({
+                "video": f"{scene}@{i}", "scene": scene, "role": "original" if i < 2 else "variant",
+                "distortion": "none", "proxy": proxy + len(made) / 10, "sha256": "0" * 16,
+                "content": f"the letter {scene}", "style": "plain",
+            })  # fmt: skip
+    return pd.DataFrame(made)
+
+
+@pytest.fixture(scope="module")
+def store(rows, tmp_path_factory):
+    """Decoded frames whose first pixels' values tell which row they came from."""
+    folder, rng = tmp_path_factory.mktemp("frames"), np.random.default_rng(0)
+    base = {s: rng.integers(256, size=(2, *size, 3), dtype=np.uint8) for s, size in SIZES.items()}
+    for row in rows.itertuples():
+        np.save(batches.stored(folder, row), base[row.scene])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(rows):
+    return text.train_tokenizer([annotate.describe(r) for r in rows.to_dict("records")], 700)
+
+
+def make(rows, store, tokenizer, **changes):
+    return batches.PairBatches(rows, store, tokenizer, config.replace(CFG, **changes))
+
+
+def test_a_batch_is_a_function_of_seed_and_step(rows, store, tokenizer):
+    one, again = (make(rows, store, tokenizer)[3] for _ in range(2))
+    assert all((one[k] == again[k]).all() for k in one)
+    other = make(rows, store, tokenizer)[4], make(rows, store, tokenizer, seed=1)[3]
+    assert all((one["patches"].shape != o["patches"].shape)
+               or (one["patches"] != o["patches"]).any() for o in other)
+
+
+@pytest.mark.parametrize(("mode", "singles"), [("single", 6), ("pairwise", 0), ("mix", 3)])
+def test_input_modes_set_the_share_of_duplicated_singles(rows, store, tokenizer, mode, singles):
+    batch = make(rows, store, tokenizer, input_mode=mode)[0]
+    assert (batch["first"] == batch["second"]).sum() == singles
+    assert len(batch["view"]) == 2 * 6 - singles
+
+
+def test_both_members_of_a_pair_are_augmented_alike(rows, store, tokenizer):
+    """All videos of a scene hold the same frames here, so equal treatment gives equal pixels."""
+    made = make(rows, store, tokenizer, input_mode="pairwise", within_share=1.0)
+    for step in range(3):
+        batch = made[step]
+        for k in ("view", "patches"):
+            np.testing.assert_array_equal(batch[k][batch["first"]], batch[k][batch["second"]])
+
+
+def test_augmentation_changes_pixels_between_steps(rows, store, tokenizer):
+    plain = make(rows, store, tokenizer, augment=False, input_mode="single")
+    views = {plain[s]["view"][0].tobytes() for s in range(20)}
+    assert len(views) <= 2 * len(SIZES)  # two key frames of each scene, untouched
+    varied = make(rows, store, tokenizer, input_mode="single")
+    assert len({varied[s]["view"][0].tobytes() for s in range(20)}) > 15
+
+
+def test_singles_are_originals_and_only_originals_count_in_the_regression(rows, store, tokenizer):
+    q = set(np.float32(rows["proxy"][rows["role"] == "original"] / 100))
+    for step in range(5):
+        batch = make(rows, store, tokenizer)[step]
+        single = batch["first"] == batch["second"]
+        assert batch["has_mos"][single].all()
+        assert {bool(x in q) for x in batch["q"][batch["has_mos"], 0]} == {True}
+        assert not any(x in q for x in batch["q"][~batch["has_mos"], 0])
+
+
+def test_the_answer_names_the_better_member_and_order_carries_no_information(
+    rows, store, tokenizer
+):
+    made, first = make(rows, store, tokenizer, input_mode="pairwise"), 0
+    for step in range(20):
+        batch = made[step]
+        for i in range(6):
+            words = text.unpack(tokenizer, batch["tokens"][i][batch["answer"][i]])
+            better = batch["q"][i, 0] > batch["q"][i, 1]
+            assert words == ("First." if better else "Second.")
+            first += better
+    assert 0.35 < first / 120 < 0.65
+
+
+def test_pairs_come_from_one_scene_or_two_as_asked(rows, store, tokenizer):
+    scene_of = dict(zip(np.float32(rows["proxy"] / 100), rows["scene"], strict=True))
+    for share, same in ((1.0, {True}), (0.0, {True, False})):
+        made = make(rows, store, tokenizer, input_mode="pairwise", within_share=share)
+        seen = {scene_of[a] == scene_of[b] for step in range(5) for a, b in made[step]["q"]}
+        assert seen == same
+
+
+def test_prefetch_keeps_the_order(rows, store, tokenizer):
+    made = make(rows, store, tokenizer)
+    for step, batch in zip(range(2, 6), batches.prefetch(made, 2, 6), strict=True):
+        np.testing.assert_array_equal(batch["q"], made[step]["q"])
+
+
+def test_model_inputs_have_the_configured_shapes():
+    frames = np.zeros((2, 100, 300, 3), np.uint8)
+    inputs = batches.model_inputs(frames, dataclasses.replace(CFG.video, patch_size=64))
+    assert inputs["view"].shape == (2, 32, 32, 3)
+    assert inputs["patches"].shape == (2, 8, 64, 64, 3)
+    assert inputs["present"].sum(1).tolist() == [4, 4]  # 1 × 4 patches of 64 fit in 100 × 300

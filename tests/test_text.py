@@ -1,0 +1,76 @@
+import pytest
+
+from cpllm.data import annotate, text
+
+WORDS = ["The video shows a cat. The style is plain. Its quality is good.", "A dog runs."]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return text.train_tokenizer(WORDS, 600)
+
+
+def test_packing_marks_prompt_answer_and_padding(tokenizer):
+    packed = text.pack(tokenizer, "A cat", "plain", 20)
+    head, tail = (len(tokenizer.encode(x).ids) for x in ("A cat", "plain"))
+    assert packed.valid.sum() == 1 + head + tail + 1
+    assert packed.answer.sum() == tail + 1  # with <eos>
+    assert packed.tokens[0] == text.BOS
+    assert packed.tokens[packed.valid][-1] == text.EOS
+    assert (packed.tokens[~packed.valid] == text.PAD).all()
+
+
+def test_unpacking_returns_the_answer_and_stops_at_the_end(tokenizer):
+    packed = text.pack(tokenizer, "A dog", WORDS[0], 80)
+    assert text.unpack(tokenizer, packed.tokens[packed.answer]) == WORDS[0]
+
+
+def test_any_text_survives_the_byte_level_tokenizer(tokenizer):
+    words = "Größe 中文 @ 100 %"
+    assert text.unpack(tokenizer, tokenizer.encode(words).ids) == words
+
+
+def test_a_text_too_long_is_refused_with_both_lengths(tokenizer):
+    with pytest.raises(ValueError, match=r"exceeds the limit of 8"):
+        text.pack(tokenizer, text.DESCRIBE, WORDS[0], 8)
+
+
+def test_prompts_are_the_papers(request):
+    paper = request.config.rootpath.parent / "shared" / "paper" / "cp-llm.md"
+    if not paper.exists():
+        pytest.skip("the paper's text is not beside the checkout (../shared/paper)")
+    flat = " ".join(paper.read_text().split())
+    assert text.DESCRIBE in flat
+    assert text.COMPARE in flat
+
+
+def a_row(**changes):
+    return {"video": "x@crf31", "role": "variant", "distortion": "none", "proxy": 50.0,
+            "content": "a red ball", "style": "3-D rendering", **changes}  # fmt: skip
+
+
+def test_a_description_has_three_sentences_on_content_style_and_quality():
+    sentences = annotate.describe(a_row()).split(". ")
+    assert len(sentences) == 3
+    assert "a red ball" in sentences[0]
+    assert "3-D rendering" in sentences[1]
+    assert "fair" in sentences[2]
+
+
+def test_a_description_names_the_fault_that_is_there():
+    assert "compression" in annotate.describe(a_row(proxy=20.0))
+    assert "because" not in annotate.describe(a_row(proxy=97.0))
+    blurred = a_row(role="original", distortion="blur", proxy=40.0)
+    assert "because of blur" in annotate.describe(blurred)
+
+
+def test_wording_varies_between_videos_and_not_between_calls():
+    described = {annotate.describe(a_row(video=f"v{i}")) for i in range(30)}
+    assert len(described) > 5
+    assert annotate.describe(a_row()) == annotate.describe(a_row())
+
+
+@pytest.mark.parametrize(("score", "word"), [(0, "Bad"), (19.9, "Bad"), (20, "Poor"), (50, "Fair"),
+                                             (79.9, "Good"), (80, "Excellent"), (100, "Excellent")])
+def test_words_are_fifths_of_the_scale(score, word):
+    assert annotate.word(score) == word
