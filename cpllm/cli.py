@@ -112,15 +112,15 @@ def _csv(rows: list[dict]) -> None:
 
 def _table(rows: list[dict]) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from rich.markup import escape
+    from rich.table import Column, Table
 
-    table = Table("video", Text("score", justify="right"), "quality", box=None)
+    table = Table(
+        Column("video", overflow="fold"), Column("score", justify="right"), "quality", box=None
+    )
     for row in rows:
-        value = f"{row['score']:.1f}" if row["error"] is None else "-"
-        table.add_row(
-            Text(row["path"], overflow="fold"), Text(value, justify="right"), row["word"] or "error"
-        )
+        value = "-" if row["error"] else f"{row['score']:.1f}"
+        table.add_row(escape(row["path"]), value, row["word"] or "error")
     Console().print(table)
 
 

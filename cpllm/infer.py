@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -132,10 +134,11 @@ class Scorer:
     ) -> pd.DataFrame:
         """Predictions of manifest rows, one line each; `cache` keeps their decoded inputs."""
         cache = {} if cache is None else cache
-        scores = []
-        for name in rows["video"]:
-            inputs = cache.get(name) or cache.setdefault(name, self.inputs(videos / f"{name}.mp4"))
-            scores.append(float(self.frame_scores(inputs).mean(dtype=np.float64)))
+        new = [name for name in rows["video"] if name not in cache]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = pool.map(self.inputs, (videos / f"{name}.mp4" for name in new))
+            cache.update(zip(new, decoded, strict=True))
+        scores = [self.frame_scores(cache[n]).mean(dtype=np.float64) for n in rows["video"]]
         return manifests.prediction_rows(rows).assign(prediction=scores)
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
 from cpllm import baselines, config, records, sweep
 from cpllm.data import ladder, manifests, video
+from cpllm.data.batches import Batch, model_inputs
+
+if TYPE_CHECKING:  # cpllm.infer imports JAX, which rendering and rebuilding tables don't need
+    from cpllm.infer import Scorer
 
 DATA, RESULTS = sweep.ROOT / "data", sweep.ROOT / "results"
 NOTEBOOK = sweep.ROOT / "notebooks" / "20_train.ipynb"
@@ -77,41 +85,50 @@ def _trained(profile: str, run_id: str) -> Path:
 def score_runs(profile: str, _fresh: bool = False) -> None:
     """Write predictions.csv of every run whose weights are at hand, and of the baselines.
 
-    Rows of splits that are not built here stay as committed.
+    Each video is decoded once for all. Rows of splits that are not built here stay as committed.
     """
-    from cpllm.infer import DEFAULT, load
-
-    table = manifests.read(DATA / profile / "manifest.csv")
-    table, root, cache = table[table["split"] != "train"], DATA / profile, {}
-    for run_id in run_ids(profile):
-        weights = _trained(profile, run_id)
-        if not weights.exists() and run_id == _shipped(profile):
-            weights = DEFAULT
-        if weights.exists():
-            scorer = load(weights)
-            scenes = track(list(table.groupby("scene", sort=False)), run_id, console=console)
-            predictions = [scorer.predict(rows, root, cache) for _, rows in scenes]
-            _record(profile, run_id, pd.concat(predictions))
-    _score_baselines(profile, table, root)
-
-
-def _score_baselines(profile: str, table: pd.DataFrame, root: Path) -> None:
-    started, values = time.time(), {name: [] for name in baselines.BASELINES}
-    frames = config.preset(profile).video.key_frames
-    for row in track(table.to_dict("records"), "scoring baselines", console=console):
-        seen = video.key_frames(root / f"{row['video']}.mp4", frames)
-        for name, measure in baselines.BASELINES.items():
-            values[name].append(measure(row, seen))
-    for name, predictions in values.items():
-        _record(
-            profile, f"{name}-s0", manifests.prediction_rows(table).assign(prediction=predictions)
-        )
+    start = records.start()
+    manifest = DATA / profile / "manifest.csv"
+    table = manifests.read(manifest)
+    table = table[table["split"] != "train"]
+    scorers = _scorers(profile)
+    columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in baselines.BASELINES))}
+    watch = partial(_watch, folder=DATA / profile, cfg=preset(profile).video)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        scenes = [rows.to_dict("records") for _, rows in table.groupby("scene", sort=False)]
+        for rows in track(scenes, "scoring scenes", console=console):
+            for inputs, trivial in pool.map(watch, rows):
+                for run_id, scorer in scorers.items():
+                    columns[run_id].append(scorer.frame_scores(inputs).mean(dtype=np.float64))
+                for name, value in trivial.items():
+                    columns[f"{name}-s0"].append(value)
+    rows = pd.concat([rows for _, rows in table.groupby("scene", sort=False)])
+    for run_id, predictions in columns.items():
+        _record(profile, run_id, manifests.prediction_rows(rows).assign(prediction=predictions))
+    for name in baselines.BASELINES:
         folder = records.run_folder(RESULTS, profile, f"{name}-s0")
         records.write_json(folder / "config.json", {"baseline": name, "profile": profile})
         records.write_json(
-            folder / "provenance.json",
-            records.provenance(0, manifests.sha256(root / "manifest.csv"), started),
+            folder / "provenance.json", records.provenance(start, 0, manifests.sha256(manifest))
         )
+
+
+def _scorers(profile: str) -> dict[str, Scorer]:
+    """The profile's runs whose weights are here: trained ones, else the package's own."""
+    from cpllm.infer import DEFAULT, load
+
+    found = {run_id: _trained(profile, run_id) for run_id in run_ids(profile)}
+    shipped = _shipped(profile)
+    if shipped and not found[shipped].exists():
+        found[shipped] = DEFAULT
+    return {run_id: load(path) for run_id, path in found.items() if path.exists()}
+
+
+def _watch(row: dict, folder: Path, cfg: config.Video) -> tuple[Batch, dict[str, float]]:
+    """What the model sees of a video, and the trivial baselines of its key frames."""
+    frames = video.key_frames(folder / f"{row['video']}.mp4", cfg.key_frames, threads=1)
+    trivial = {name: measure(row, frames) for name, measure in baselines.BASELINES.items()}
+    return model_inputs(frames, cfg), trivial
 
 
 def _record(profile: str, run_id: str, predictions: pd.DataFrame) -> None:

@@ -49,19 +49,23 @@ def device() -> str:
     return f"{os.cpu_count()} × {cpu}" + (f"; {gpu}" if gpu else "")
 
 
-def provenance(seed: int, data_hash: str, started: float) -> dict[str, Any]:
-    """What another person needs to know about a run; `started` in seconds since the epoch."""
+def start() -> dict[str, Any]:
+    """When, and from which code, work began; for `provenance` when it is done."""
     commit, dirty = git_state()
+    return {"commit": commit, "dirty": dirty, "started": time.time()}
+
+
+def provenance(begun: dict[str, Any], seed: int, data_hash: str) -> dict[str, Any]:
+    """What another person needs to know about a run that `start` opened."""
     return {
-        "commit": commit,
-        "dirty": dirty,
+        **begun,
         "versions": {name: metadata.version(name) for name in VERSIONS},
         "device": device(),
         "cores": len(os.sched_getaffinity(0)),
         "seed": seed,
         "manifest_sha256": data_hash,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "duration_s": round(time.time() - started, 1),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begun["started"])),
+        "duration_s": round(time.time() - begun["started"], 1),
     }
 
 

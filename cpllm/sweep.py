@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import re
 import socket
@@ -109,11 +110,13 @@ def run_notebook(
             bar.update(task, line=now["line"])
 
         # Unix sockets: papermill's TCP ports can be taken by another kernel before ours binds them.
+        tail = _Tail(lambda line: bar.update(task, line=line))
         ipc = {"transport": "ipc", "ip": str(Path(scratch) / "kernel")}
         try:
+            tail.attach()
             executed = papermill.execute_notebook(
                 notebook, str(partial), parameters=dict(parameters), kernel_name=KERNEL["name"],
-                cwd=str(source.resolve().parent), progress_bar=False,
+                cwd=str(source.resolve().parent), progress_bar=False, log_output=True,
                 config=Config({"KernelManager": ipc}),
                 on_cell_start=starts,
                 on_cell_executed=lambda **_: bar.advance(task),
@@ -125,6 +128,8 @@ def run_notebook(
                 f"{source.name}: the cell that begins {now['line']!r} failed: "
                 f"{_reason(error)}\nThe notebook as far as it came: {_shown(failed)}"
             ) from error
+        finally:
+            tail.detach()
     _write(executed, output, record, begun)
     failed.unlink(missing_ok=True)
 
@@ -258,6 +263,32 @@ def _files(globs: Iterable[str], profile: str, root: Path) -> list[Path]:
 
 
 # --- helpers --------------------------------------------------------------------------------
+
+
+class _Tail(logging.Handler):
+    """Shows the last line that a running cell printed; papermill passes them on as log records."""
+
+    logger = logging.getLogger("papermill")
+
+    def __init__(self, show: Callable[[str], Any]):
+        super().__init__()
+        self.show, self.kept = show, (self.logger.level, self.logger.propagate)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if lines := record.getMessage().strip().splitlines():
+            self.show(lines[-1])
+
+    def attach(self) -> None:
+        """Listen, and keep the lines off the terminal."""
+        self.logger.addHandler(self)
+        self.logger.setLevel(logging.INFO)
+        self.logger.propagate = False
+
+    def detach(self) -> None:
+        """Leave the logger as it was."""
+        self.logger.removeHandler(self)
+        self.logger.setLevel(self.kept[0])
+        self.logger.propagate = self.kept[1]
 
 
 def _refuse_unknown(name: str, notebook: Any, parameters: Mapping[str, Any]) -> None:

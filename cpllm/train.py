@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,8 @@ from cpllm.model.cpllm import CPLLM
 from cpllm.model.lora import trainable
 
 PARTS = ("ranking", "regression", "text")
+PRINT_EVERY = 100
+"""Steps between lines where there is no terminal."""
 
 
 class Run(NamedTuple):
@@ -131,17 +132,17 @@ def fit(
             params, opt_state, parts = step(params, frozen, opt_state, batch)
             recent.append(_finite(np.asarray(parts), i))
             bar.update(task, advance=1, losses=_show(recent[-50:]))
+            if bar.disable and i % PRINT_EVERY == 0:
+                bar.console.print(_line(bar.tasks[task], recent[-50:]))
             if i % cfg.train.select_every == 0 or i == cfg.train.steps:
                 scorer = Scorer(cfg, nnx.merge(graph, params, frozen), tokenizer)
                 history.append({"step": i, **_mean(recent), **look(scorer)})
                 recent = []
-                if not bar.console.is_terminal:
-                    bar.console.print(_line(history[-1], bar.tasks[task]))
     return Run(scorer, pd.DataFrame(history))
 
 
 def _bar() -> Progress:
-    """Bar with losses and ETA on a terminal; in a notebook or log, `_line` at every look."""
+    """Bar with losses and ETA on a terminal; a notebook or log gets a `_line` now and then."""
     console = Console(stderr=True, force_jupyter=False, soft_wrap=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -154,10 +155,9 @@ def _bar() -> Progress:
     )
 
 
-def _line(row: dict[str, float], task: Task) -> str:
-    numbers = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k != "step")
-    eta = task.elapsed * (task.total / row["step"] - 1)
-    return f"step {row['step']}/{task.total}  {numbers}  {eta:.0f} s left"
+def _line(task: Task, recent: list[np.ndarray]) -> str:
+    left = task.elapsed * (task.total / task.completed - 1)
+    return f"step {task.completed:.0f}/{task.total:.0f}  {_show(recent)}  {left:.0f} s left"
 
 
 def _mean(recent: list[np.ndarray]) -> dict[str, float]:
@@ -201,7 +201,7 @@ def run(cfg: config.Config, run_id: str, data: Path, results: Path) -> dict[str,
     data: folder that `ladder.build` filled (videos and `manifest.csv`). The weights go to
     `data/weights/<run_id>.safetensors`; test rows are never opened here.
     """
-    started = time.time()
+    begun = records.start()
     table = manifests.read(data / "manifest.csv")
     rows = {s: table[table["split"] == s] for s in ("train", "validation")}
     look = validation_look(rows["validation"], data)
@@ -214,8 +214,6 @@ def run(cfg: config.Config, run_id: str, data: Path, results: Path) -> dict[str,
     records.write_json(folder / "metrics.json", numbers)
     records.write_json(
         folder / "provenance.json",
-        records.provenance(
-            cfg.train.seed, manifests.sha256(data / "manifest.csv"), started
-        ),
+        records.provenance(begun, cfg.train.seed, manifests.sha256(data / "manifest.csv")),
     )
     return numbers

@@ -1,0 +1,111 @@
+"""The stages of a profile, on two made scenes; the whole smoke profile under `make test-slow`."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from flax import nnx
+from scipy import ndimage
+
+from cpllm import baselines, config, pipeline
+from cpllm.data import ladder, manifests, text
+from cpllm.infer import Scorer
+from cpllm.model.cpllm import CPLLM
+
+ROW = {"bytes": 6000, "frames": 10}
+
+
+def test_file_size_is_bits_per_pixel():
+    assert baselines.file_size(ROW, np.zeros((2, 60, 80, 3), np.uint8)) == 1.0
+
+
+def test_sharpness_falls_with_blur():
+    rng = np.random.default_rng(0)
+    sharp = rng.integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
+    blurred = ndimage.gaussian_filter(sharp, (0, 2, 2, 0))
+    assert baselines.sharpness(ROW, sharp) > baselines.sharpness(ROW, blurred)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The stages' folders, and a smoke profile small enough to build in a test."""
+    small = config.replace(config.smoke(), **{
+        "data.train_scenes": 1, "data.validation_scenes": 1, "data.test_scenes": 1,
+        "data.crfs": (21, 41), "data.distorted": 0,
+    })  # fmt: skip
+    monkeypatch.setitem(config.PRESETS, "smoke", lambda: small)
+    monkeypatch.setattr(pipeline, "DATA", tmp_path / "data")
+    monkeypatch.setattr(pipeline, "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+def predictions(place, run_id):
+    return pd.read_csv(place / "results" / "smoke" / "runs" / run_id / "predictions.csv")
+
+
+def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place, ffmpeg):
+    cfg = config.preset("smoke")
+    table = ladder.build(cfg, place / "data" / "smoke", ("validation", "test"), workers=1)
+    scorer = Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500))
+    scorer.save(place / "data" / "smoke" / "weights" / "default-s0.safetensors")
+    pipeline.score_runs("smoke")
+    whole = predictions(place, "default-s0")
+    assert set(whole["split"]) == {"validation", "test"}
+    assert whole["video"].is_unique
+    assert whole.loc[whole["role"] == "original", "crf"].isna().all()
+    one = table[table["split"] == "test"].iloc[0]["video"]
+    assert whole.set_index("video").loc[one, "prediction"] == pytest.approx(
+        scorer.score(place / "data" / "smoke" / f"{one}.mp4").score, rel=1e-5
+    )
+    for name in baselines.BASELINES:
+        assert len(predictions(place, f"{name}-s0")) == len(whole)
+    manifests.write(table[table["split"] == "test"], place / "data" / "smoke" / "manifest.csv")
+    pipeline.score_runs("smoke")
+    again = predictions(place, "default-s0").sort_values("video", ignore_index=True)
+    pd.testing.assert_frame_equal(again, whole.sort_values("video", ignore_index=True))
+
+
+def test_a_clone_with_committed_runs_needs_the_test_split_only(place):
+    assert pipeline.needed_splits("smoke", fresh=False) == ladder.SPLITS
+    folder = place / "results" / "smoke" / "runs" / "default-s0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    assert pipeline.needed_splits("smoke", fresh=False) == ("test",)
+    assert pipeline.needed_splits("smoke", fresh=True) == ladder.SPLITS
+
+
+def test_training_skips_seeds_that_have_run_and_names_each_run(place, monkeypatch):
+    three = config.preset("smoke")
+    three = config.Config(three.profile, three.model, three.train, three.video, three.data, (0, 1))
+    monkeypatch.setitem(config.PRESETS, "smoke", lambda: three)
+    ran = []
+    monkeypatch.setattr(
+        pipeline.sweep, "run_notebook", lambda _, output, values: ran.append((output, values))
+    )
+    done = place / "results" / "smoke" / "runs" / "default-s0"
+    done.mkdir(parents=True)
+    (done / "metrics.json").write_text("{}")
+    pipeline.train_runs("smoke", fresh=False)
+    assert [(v["run_id"], v["seed"]) for _, v in ran] == [("default-s1", 1)]
+    pipeline.train_runs("smoke", fresh=True)
+    assert [v["seed"] for _, v in ran[1:]] == [0, 1]
+    assert ran[1][0].parent == place / "results" / "smoke" / "notebooks"
+    assert ran[2][0].parent.name == "default-s1"
+
+
+@pytest.mark.slow
+def test_the_smoke_profile_goes_from_nothing_to_a_book(tmp_path, request):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", request.config.rootpath, clone], check=True)
+    here = {**os.environ, "PYTHONPATH": str(clone)}
+    for words in (["-m", "cpllm.cli", "reproduce", "--profile", "smoke", "--fresh"],
+                  ["book/_ext/build.py", "smoke"]):  # fmt: skip
+        subprocess.run([sys.executable, *words], cwd=clone, env=here, check=True)
+    table = pd.read_csv(clone / "results" / "smoke" / "tables" / "table3.csv")
+    ours = table[(table["system"] == "default") & table["metric"].str.startswith("FR diff=10")]
+    assert (ours["status"] == "ok").all()
+    assert ours["value"].notna().all()
+    assert (clone / "book" / "_build" / "html" / "index.html").exists()

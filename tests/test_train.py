@@ -1,0 +1,107 @@
+"""Training for real on the smoke profile's data, a few steps."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from cpllm import config, train
+from cpllm.data import ladder
+
+CFG = config.replace(
+    config.smoke(), steps=6, batch=4, select_every=3,
+    **{"data.train_scenes": 2, "data.validation_scenes": 2, "data.test_scenes": 2,
+       "data.crfs": (21, 31, 41, 51), "data.distorted": 1},
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, ffmpeg):
+    folder = tmp_path_factory.mktemp("data")
+    ladder.build(CFG, folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(data, tmp_path_factory):
+    results = tmp_path_factory.mktemp("results")
+    return train.run(CFG, "default-s0", data, results), results / "smoke" / "runs" / "default-s0"
+
+
+def test_a_run_leaves_its_record(result, data):
+    numbers, folder = result
+    history = pd.read_csv(folder / "history.csv")
+    assert history["step"].tolist() == [3, 6]
+    assert {"ranking", "regression", "text", "validation_srcc"} <= set(history.columns)
+    assert json.loads((folder / "metrics.json").read_text()) == numbers
+    assert config.from_dict(json.loads((folder / "config.json").read_text())) == CFG
+    made = json.loads((folder / "provenance.json").read_text())
+    assert {"commit", "dirty", "versions", "device", "seed", "manifest_sha256", "started",
+            "duration_s"} <= set(made)  # fmt: skip
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(result, data, tmp_path):
+    kept = load_file(data / "weights" / "default-s0.safetensors")
+    for run_id, seed, same in (("again", 0, True), ("other", 1, False)):
+        train.run(config.replace(CFG, seed=seed), run_id, data, tmp_path)
+        other = load_file(data / "weights" / f"{run_id}.safetensors")
+        assert all((kept[k] == other[k]).all() for k in kept) is same
+
+
+def test_training_opens_no_test_video(data, tmp_path, monkeypatch):
+    for path in data.glob("test_*.mp4"):
+        path.rename(path.with_suffix(".hidden"))
+    try:
+        train.run(config.replace(CFG, steps=1), "blind", data, tmp_path)
+    finally:
+        for path in data.glob("test_*.hidden"):
+            path.rename(path.with_suffix(".mp4"))
+
+
+def test_all_three_losses_fall_on_a_batch_that_is_seen_again_and_again(data):
+    import jax
+    from flax import nnx
+
+    from cpllm.data import annotate, batches, manifests, text
+    from cpllm.model.cpllm import CPLLM
+    from cpllm.model.lora import trainable
+
+    cfg = config.replace(CFG, steps=40, warmup=0, schedule="constant", augment=False)
+    table = manifests.read(data / "manifest.csv")
+    rows = table[table["split"] == "train"]
+    store = data / "overfit"
+    batches.store_frames(rows, data, store, cfg)
+    described = [annotate.describe(r) for r in rows.to_dict("records")]
+    tokenizer = text.train_tokenizer(described, cfg.model.decoder.vocab)
+    batch = batches.PairBatches(rows, store, tokenizer, cfg)[0]
+    graph, params, frozen = nnx.split(CPLLM(cfg.model, nnx.Rngs(0)), trainable(cfg.model), ...)
+    tx = train.optimizer(cfg.train)
+    step, state, seen = train.make_step(graph, tx, cfg.train.weights), tx.init(params), []
+    for _ in range(40):
+        params, state, parts = step(params, frozen, state, batch)
+        seen.append(np.asarray(parts))
+    assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), params))
+    assert seen[-1][1] < seen[0][1] / 2
+    assert seen[-1][2] < seen[0][2] / 2
+    assert seen[-1][0] <= seen[0][0]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_part():
+    with pytest.raises(FloatingPointError, match=r"step 7: .*text=nan"):
+        train._finite(np.array([0.1, 0.2, np.nan]), 7)
+
+
+def test_a_cosine_schedule_warms_up_and_ends_at_zero():
+    import jax.numpy as jnp
+
+    cfg = config.replace(config.pocket(), weight_decay=0.0, clip_norm=0.0).train
+    tx = train.optimizer(cfg)
+    params = {"x": jnp.ones(1)}
+    state, sizes = tx.init(params), []
+    for _ in range(cfg.warmup + 1):
+        updates, state = tx.update({"x": jnp.ones(1)}, state, params)
+        sizes.append(abs(float(updates["x"][0])))
+    assert sizes[0] == 0
+    assert sizes[-1] == pytest.approx(cfg.learning_rate, rel=1e-3)
