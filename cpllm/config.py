@@ -185,8 +185,9 @@ def pocket() -> Config:
             local_norm=True,
         ),
         train=Train(
-            steps=1000, batch=16, learning_rate=1e-3, schedule="cosine", warmup=100,
-            weight_decay=1e-2, clip_norm=1.0, max_text=88, augment=True, select_every=500,
+            steps=2200, batch=8, learning_rate=1e-3, schedule="cosine", warmup=100,
+            weight_decay=1e-2, clip_norm=1.0, max_text=88, augment=True, select_every=1100,
+            regress_on="all",  # the FR-proxy of a variant is measured like an original's
         ),
     )
 
