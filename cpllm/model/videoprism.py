@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -35,6 +36,17 @@ def local_normalise(x: Array, size: int = 9, floor: float = 8 / 255) -> Array:
     return (x - mean) / (jnp.sqrt(variance) + floor)
 
 
+def resize_grid(positions: Array, rows: int, columns: int) -> Array:
+    """Positions [n²,D] of a square grid, resampled bilinearly to [rows·columns,D]."""
+    n = math.isqrt(len(positions))
+    if (rows, columns) == (n, n):
+        return positions
+    grid = jax.image.resize(
+        positions.reshape(n, n, -1), (rows, columns, positions.shape[1]), "bilinear"
+    )
+    return grid.reshape(rows * columns, -1)
+
+
 class VideoPrism(nnx.Module):
     """Spatial stack per image, then (if it has layers) a temporal stack over a clip."""
 
@@ -53,7 +65,7 @@ class VideoPrism(nnx.Module):
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, shape.width)) * 0.02)
         self.spatial = stack(block, shape.layers, rngs)
         self.spatial_norm = ShiftedNorm(shape.width, centre=True)
-        if shape.temporal_layers:  # in the checkpoint; see __call__
+        if shape.temporal_layers:  # for `clip`; `__call__` leaves them out
             self.times = nnx.Param(
                 jax.random.normal(rngs.params(), (shape.frames, shape.width)) * 0.02
             )
@@ -72,5 +84,28 @@ class VideoPrism(nnx.Module):
         if x.shape[1] != self.shape.image:
             size = (x.shape[0], self.shape.image, self.shape.image, 3)
             x = jax.image.resize(x, size, "bilinear")
-        x = self.embed(patchify(x, self.shape.patch)) + self.positions[...]
-        return self.spatial_norm(run(self.spatial, x))
+        return self.images(x)
+
+    def images(self, x: Array) -> Array:
+        """The spatial stack alone: float[B,H,W,3] in [0, 1] → float[B,T_l,D_l].
+
+        Positions of another grid than the tower's own are interpolated.
+        """
+        p = self.shape.patch
+        grid = resize_grid(self.positions[...], x.shape[1] // p, x.shape[2] // p)
+        return self.spatial_norm(run(self.spatial, self.embed(patchify(x, p)) + grid))
+
+    def clip(self, x: Array) -> Array:
+        """Both stacks: float[B,T,H,W,3] in [0, 1] → float[B,T·T_l,D_l], frame by frame.
+
+        The temporal stack sees the T tokens of one place; it needs `temporal_layers`.
+        """
+        b, t = x.shape[:2]
+        x = self.images(x.reshape(b * t, *x.shape[2:]))
+        n, d = x.shape[1:]
+        x = x.reshape(b, t, n, d).swapaxes(1, 2).reshape(b * n, t, d)
+        times = self.times[...]
+        if t != len(times):
+            times = jax.image.resize(times, (t, d), "bilinear")
+        x = self.temporal_norm(run(self.temporal, x + times))
+        return x.reshape(b, n, t, d).swapaxes(1, 2).reshape(b, t * n, d)
