@@ -64,6 +64,14 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     reproduce = verb("reproduce", reproduce_profile, "Redo what is not up to date.")
     reproduce.add_argument("--fresh", action="store_true", help="train everything anew")
+    bring = verb("import-weights", import_checkpoints, "Join public checkpoints into one file.")
+    bring.add_argument("--videoprism", type=Path, required=True, metavar="FILE", help="its .npz")
+    bring.add_argument("--paligemma", type=Path, metavar="DIR", help="both towers that follow")
+    bring.add_argument("--siglip", type=Path, metavar="DIR", help="the high-level encoder")
+    bring.add_argument("--gemma", type=Path, metavar="DIR", help="the decoder")
+    bring.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the decoder's")
+    bring.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    bring.add_argument("--out", type=Path, required=True, metavar="FILE")
     for sub in (data, train, reproduce):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
@@ -158,6 +166,20 @@ def train_model(args: argparse.Namespace) -> None:
     train.run(
         cfg, args.run_id or f"default-s{args.seed}", pipeline.DATA / args.profile, pipeline.RESULTS
     )
+
+
+def import_checkpoints(args: argparse.Namespace) -> None:
+    """Write the `paper` profile's model with the shapes and weights of public checkpoints."""
+    _quiet()
+    high, decoder = args.siglip or args.paligemma, args.gemma or args.paligemma
+    if not (high and decoder):
+        raise ValueError("import-weights: name --paligemma, or both --siglip and --gemma")
+    from cpllm.model.imports import import_weights
+
+    cfg = import_weights(
+        args.out, config.paper(), args.videoprism, high, decoder, args.tokenizer, args.dtype
+    )
+    print(f"{args.out}: {cfg.model.high}, {cfg.model.low}, {cfg.model.decoder}")
 
 
 def reproduce_profile(args: argparse.Namespace) -> None:

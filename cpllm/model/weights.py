@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -22,9 +23,21 @@ def names(state: nnx.State) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
+def shapes(model: config.Model) -> CPLLM:
+    """The model with shapes in place of arrays."""
+    return nnx.eval_shape(lambda: CPLLM(model, nnx.Rngs(0)))
+
+
 def save(path: Path, model: CPLLM, cfg: config.Config, tokenizer: Tokenizer) -> None:
-    """Write under a temporary name, then rename."""
+    """Write a model with its configuration and tokenizer."""
     tensors = {k: jax.device_get(v[...]) for k, v in names(nnx.state(model, nnx.Param)).items()}
+    write(path, tensors, cfg, tokenizer)
+
+
+def write(
+    path: Path, tensors: dict[str, np.ndarray], cfg: config.Config, tokenizer: Tokenizer
+) -> None:
+    """Write tensors by our names under a temporary file name, then rename."""
     metadata = {"config": json.dumps(cfg.to_dict()), "tokenizer": tokenizer.to_str()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -47,19 +60,17 @@ def load(path: Path) -> tuple[CPLLM, config.Config, Tokenizer]:
             f"{path}: expected metadata {', '.join(sorted(missing))}; not written by cpllm"
         )
     cfg = config.from_dict(json.loads(metadata["config"]))
-    model = nnx.eval_shape(lambda: CPLLM(cfg.model, nnx.Rngs(0)))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = nnx.split(shapes(cfg.model), nnx.Param, ...)
     leaves = names(params)
-    _compare(
-        path, {k: v.shape for k, v in leaves.items()}, {k: v.shape for k, v in tensors.items()}
-    )
+    compare(path, {k: v.shape for k, v in leaves.items()}, {k: v.shape for k, v in tensors.items()})
     filled = jax.tree.unflatten(
         jax.tree.structure(params), [jnp.asarray(tensors[k]) for k in leaves]
     )
     return nnx.merge(graph, filled, rest), cfg, Tokenizer.from_str(metadata["tokenizer"])
 
 
-def _compare(path: Path, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
+def compare(path: Path, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
+    """ValueError that lists every name or shape of `found` that differs from `expected`."""
     wrong = [
         f"{k} {found[k]} for {expected[k]}"
         for k in expected.keys() & found.keys()
