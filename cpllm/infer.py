@@ -119,7 +119,7 @@ class Scorer:
         start = end = int(packed.valid.sum())
         while end < self.cfg.train.max_text:
             token = int(_next(*self._split, seen, second, batch, end - 1))
-            if token == text.EOS:
+            if token == self.tokenizer.token_to_id(text.EOS):
                 break
             batch["tokens"][0, end], batch["valid"][0, end], batch["answer"][0, end] = (
                 token,

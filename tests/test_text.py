@@ -15,9 +15,20 @@ def test_packing_marks_prompt_answer_and_padding(tokenizer):
     head, tail = (len(tokenizer.encode(x).ids) for x in ("A cat", "plain"))
     assert packed.valid.sum() == 1 + head + tail + 1
     assert packed.answer.sum() == tail + 1  # with <eos>
-    assert packed.tokens[0] == text.BOS
-    assert packed.tokens[packed.valid][-1] == text.EOS
-    assert (packed.tokens[~packed.valid] == text.PAD).all()
+    assert packed.tokens[0] == tokenizer.token_to_id(text.BOS)
+    assert packed.tokens[packed.valid][-1] == tokenizer.token_to_id(text.EOS)
+    assert (packed.tokens[~packed.valid] == tokenizer.token_to_id(text.PAD)).all()
+
+
+def test_special_tokens_are_taken_by_name_and_never_doubled():
+    """A tokenizer numbered as Gemma's, which adds its own <bos>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "a": 3, "cat": 4, "<unk>": 5}
+    gemma = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    gemma.pre_tokenizer = pre_tokenizers.Whitespace()
+    gemma.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 2)])
+    assert text.pack(gemma, "a cat", "cat", 6).tokens.tolist() == [2, 3, 4, 4, 1, 0]
 
 
 def test_unpacking_returns_the_answer_and_stops_at_the_end(tokenizer):

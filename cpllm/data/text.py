@@ -20,7 +20,8 @@ COMPARE = "Which image has better perceptual quality: the first or the second?"
 """Figure 2's question, for pairs."""
 
 ANSWERS = ("First.", "Second.")
-PAD, BOS, EOS = 0, 1, 2
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+"""As Gemma spells them; their numbers are the tokenizer's affair (Gemma's are 0, 2, 1)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def train_tokenizer(descriptions: list[str], vocab: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=["<pad>", "<bos>", "<eos>"],
+        special_tokens=[PAD, BOS, EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -49,7 +50,7 @@ def train_tokenizer(descriptions: list[str], vocab: int) -> Tokenizer:
 
 
 def load_gemma(folder: str | Path) -> Tokenizer:
-    """Gemma's own tokenizer from a local checkpoint folder; its pad, eos and bos are 0, 1, 2."""
+    """Gemma's own tokenizer from a local checkpoint folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
@@ -60,22 +61,27 @@ def pack(tokenizer: Tokenizer, prompt: str, answer: str | None, length: int) -> 
 
     With `answer=None` the sequence ends after the prompt, ready for decoding.
     """
-    head = [BOS, *tokenizer.encode(prompt).ids]
-    tail = [] if answer is None else [*tokenizer.encode(answer).ids, EOS]
+    head = [tokenizer.token_to_id(BOS), *_ids(tokenizer, prompt)]
+    tail = [] if answer is None else [*_ids(tokenizer, answer), tokenizer.token_to_id(EOS)]
     n = len(head) + len(tail)
     if n > length:
         raise ValueError(f"text of {n} tokens exceeds the limit of {length}: {prompt!r} {answer!r}")
-    tokens = np.full(length, PAD, np.int32)
+    tokens = np.full(length, tokenizer.token_to_id(PAD), np.int32)
     tokens[:n] = head + tail
     at = np.arange(length)
     return Text(tokens, at < n, (at >= len(head)) & (at < n))
+
+
+def _ids(tokenizer: Tokenizer, words: str) -> list[int]:
+    """Without the tokens that Gemma's own post-processing would add a second time."""
+    return tokenizer.encode(words, add_special_tokens=False).ids
 
 
 def unpack(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
     """Tokens up to the first <eos>, as text."""
     ids = []
     for token in map(int, tokens):
-        if token == EOS:
+        if token == tokenizer.token_to_id(EOS):
             break
         ids.append(token)
     return tokenizer.decode(ids).strip()
