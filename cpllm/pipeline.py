@@ -39,8 +39,9 @@ def preset(profile: str) -> config.Config:
         raise ValueError(
             f"{profile}: {cfg.data.dataset.upper()} and the public checkpoints can't be shipped. "
             "Bring its videos and label files, and SigLIP So400m/14@448, VideoPrism-B and Gemma-2B "
-            "(for instance PaliGemma-3B-pt-448 and videoprism-base-f16r288); readers and importers "
-            "for them are not written yet. The profile pocket needs neither: --profile pocket"
+            "(for instance PaliGemma-3B-pt-448 and videoprism-base-f16r288; cpllm import-weights "
+            "reads them); a reader for the dataset is not written yet. The profile pocket needs "
+            "neither: --profile pocket"
         )
     return cfg
 
