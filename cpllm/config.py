@@ -20,7 +20,6 @@ CRFS = tuple(range(13, 52, 2))
 class Data:
     """Built-in scenes and their ladders. Counts are scenes; each scene belongs to one source."""
 
-    dataset: str = "scenes"  # built in; anything else is the user's to bring
     train_scenes: int = 66
     validation_scenes: int = 16
     test_scenes: int = 40
@@ -31,6 +30,7 @@ class Data:
     codec: str = "h264"
     preset: str = "medium"
     proxy_lines: int = 540  # VMAF compares both clips scaled to this short side
+    dataset: str = "scenes"  # built in; anything else is the user's to bring
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def smoke() -> Config:
     return Config(
         profile="smoke",
         seeds=(0,),
-        data=Data("scenes", 6, 3, 3, distorted=2, frames=6, max_lines=144, proxy_lines=144),
+        data=Data(6, 3, 3, distorted=2, frames=6, max_lines=144, proxy_lines=144),
         video=Video(key_frames=2, high_size=32, patches=8, patch_size=32),
         model=Model(
             high=Siglip(1, 32, 64, 2, 16, 32),
@@ -198,7 +198,7 @@ def paper() -> Config:
     epochs, videos, batch = 500, 28056, 128
     return Config(
         profile="paper",
-        data=Data("lsvq"),
+        data=Data(dataset="lsvq"),
         model=Model(high=SO400M_448, low=VIDEOPRISM_B, decoder=GEMMA_2B, predictor_hidden=2048),
         train=Train(steps=epochs * videos // batch, batch=batch),
     )

@@ -47,6 +47,10 @@ def optimizer(cfg: config.Train) -> optax.GradientTransformation:
     """Adam (decoupled decay, clipping and schedule as options; the paper states none of them)."""
     rate = cfg.learning_rate
     if cfg.schedule == "cosine":
+        if cfg.warmup >= cfg.steps:
+            raise ValueError(
+                f"train.warmup: expected fewer than {cfg.steps} steps, got {cfg.warmup}"
+            )
         rate = optax.warmup_cosine_decay_schedule(0.0, rate, cfg.warmup, cfg.steps)
     adam = optax.adamw(rate, weight_decay=cfg.weight_decay)
     return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adam) if cfg.clip_norm else adam

@@ -11,7 +11,7 @@ from cpllm import config, train
 from cpllm.data import ladder
 
 CFG = config.replace(
-    config.smoke(), steps=6, batch=4, select_every=3,
+    config.smoke(), steps=6, warmup=2, batch=4, select_every=3,
     **{"data.train_scenes": 2, "data.validation_scenes": 2, "data.test_scenes": 2,
        "data.crfs": (21, 31, 41, 51), "data.distorted": 1},
 )  # fmt: skip
@@ -54,7 +54,7 @@ def test_training_opens_no_test_video(data, tmp_path, monkeypatch):
     for path in data.glob("test_*.mp4"):
         path.rename(path.with_suffix(".hidden"))
     try:
-        train.run(config.replace(CFG, steps=1), "blind", data, tmp_path)
+        train.run(config.replace(CFG, steps=1, warmup=0), "blind", data, tmp_path)
     finally:
         for path in data.glob("test_*.hidden"):
             path.rename(path.with_suffix(".mp4"))
@@ -105,3 +105,8 @@ def test_a_cosine_schedule_warms_up_and_ends_at_zero():
         sizes.append(abs(float(updates["x"][0])))
     assert sizes[0] == 0
     assert sizes[-1] == pytest.approx(cfg.learning_rate, rel=1e-3)
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused():
+    with pytest.raises(ValueError, match="expected fewer than 6 steps, got 6"):
+        train.optimizer(config.replace(CFG, warmup=6).train)
