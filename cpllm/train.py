@@ -28,6 +28,7 @@ from cpllm import config, losses, metrics, records
 from cpllm.data import annotate, manifests, text
 from cpllm.data.batches import Batch, PairBatches, prefetch, store_frames
 from cpllm.infer import Scorer
+from cpllm.model import weights
 from cpllm.model.cpllm import CPLLM
 from cpllm.model.lora import trainable
 
@@ -58,11 +59,10 @@ def optimizer(cfg: config.Train) -> optax.GradientTransformation:
 
 def parameter_table(model: config.Model) -> pd.DataFrame:
     """Parameters of each part, and how many of them are trained. Builds shapes only."""
-    shapes = nnx.eval_shape(lambda: CPLLM(model, nnx.Rngs(0)))
     chosen = nnx.filterlib.to_predicate(trainable(model))
     leaves = [
-        (path, leaf, np.prod(leaf.shape, dtype=int) if leaf.shape else 1)
-        for path, leaf in nnx.to_flat_state(nnx.state(shapes, nnx.Param))
+        (path, leaf, np.prod(leaf.shape, dtype=int))
+        for path, leaf in nnx.to_flat_state(nnx.state(weights.shapes(model), nnx.Param))
     ]
     table = pd.DataFrame(
         [(path[0], n, n * bool(chosen(path, leaf))) for path, leaf, n in leaves],
