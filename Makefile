@@ -83,7 +83,7 @@ lock: $(READY) ## resolve uv.lock and requirements.lock again (maintainers)
 	@$(BIN)/uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q uv
 	@export UV_DEFAULT_INDEX=https://pypi.org/simple; \
 	  $(BIN)/uv lock; \
-	  $(BIN)/uv export -q --no-emit-project --extra labels --group dev --no-header -o requirements.lock
+	  $(BIN)/uv export -q --no-emit-project --extra labels --extra gemini --group dev --no-header -o requirements.lock
 
 clean: ## remove what is built again in a minute (keeps .venv, data, results)
 	@rm -rf book/_build book/chapters build .pytest_cache .ruff_cache .hypothesis
