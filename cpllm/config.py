@@ -70,7 +70,8 @@ class VideoPrism:
     patch: int
     image: int
     frames: int = 16
-    softcap: float = 50.0
+    softcap: float = 50.0  # of the attention logits; 0: none
+    exact_gelu: bool = True  # False: the tanh form
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Train:
     within_share: float = 0.5  # of pairs: both members from one source; not specified
     regress_on: str = "originals"  # Eq. 2's set M: originals | all
     frames: int = 2  # key frames of a training video that are kept decoded; a step draws one
+    patches: int = 0  # of a frame in a step; 0: all K
     max_text: int = 512  # L
     augment: bool = False
     seed: int = 0
@@ -178,7 +180,8 @@ def pocket() -> Config:
         video=Video(high_size=96, enlarge=True, patches=8, patch_size=64),
         model=Model(
             high=Siglip(3, 96, 384, 4, 24, 96),
-            low=VideoPrism(3, 0, 96, 384, 4, 16, 64),
+            # Neither erf nor a softcap: on a CPU both cost as much as the products between them.
+            low=VideoPrism(3, 0, 96, 384, 4, 16, 64, softcap=0.0, exact_gelu=False),
             decoder=Gemma(2, 96, 256, 4, 1, 24, 1024),
             high_finetune="all",
             decoder_finetune="all",

@@ -130,14 +130,15 @@ class PairBatches:
     def _frames(self, item: tuple[int, ...], rng: np.random.Generator) -> list[Batch]:
         """One random key frame per member; cells and augmentation are the same for both."""
         cfg, at = self.cfg.video, rng.integers(self.cfg.train.frames)
+        k = self.cfg.train.patches or cfg.patches
         seed = int(rng.integers(2**31))
         change = _augmentation(rng) if self.cfg.train.augment else (lambda x: x)
         out = []
         for i in item:
             frame = np.asarray(self.frames[i][at])[None]
             jitter = np.random.default_rng(seed) if self.cfg.train.augment else None
-            cells = video.patch_positions(*frame.shape[1:3], cfg.patch_size, cfg.patches, jitter)
-            patches, present = video.cut_patches(frame, cfg.patch_size, cfg.patches, cells)
+            cells = video.patch_positions(*frame.shape[1:3], cfg.patch_size, k, jitter)
+            patches, present = video.cut_patches(frame, cfg.patch_size, k, cells)
             view = change(self.views[i][at])
             out.append({"view": view, "patches": change(patches)[0], "present": present})
         return out

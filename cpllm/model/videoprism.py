@@ -54,7 +54,7 @@ class VideoPrism(nnx.Module):
         def block(rngs: nnx.Rngs) -> Block:
             norm = partial(ShiftedNorm, shape.width, centre=True)
             attention = Attention(shape.width, shape.heads, rngs, softcap=shape.softcap)
-            gelu = partial(jax.nn.gelu, approximate=False)
+            gelu = partial(jax.nn.gelu, approximate=not shape.exact_gelu)
             return Block(
                 norm(), attention, norm(), MLP(shape.width, shape.mlp, shape.width, gelu, rngs)
             )
