@@ -72,6 +72,16 @@ def parser() -> argparse.ArgumentParser:
     bring.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the decoder's")
     bring.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     bring.add_argument("--out", type=Path, required=True, metavar="FILE")
+    sets = verb("manifest", manifest, "Read a data set's labels and check them against its clips.")
+    sets.add_argument("action", choices=("build", "check"))
+    sets.add_argument("dataset", help="name of a card in data_manifests/, for instance lsvq")
+    sets.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder of the clips")
+    sets.add_argument("--labels", type=Path, nargs="+", default=(), metavar="FILE",
+                      help="label files (default: those that the card names, under DIR)")
+    sets.add_argument("--column", action="append", default=[], metavar="FIELD=COLUMN",
+                      help="the label file's column for path, mos, dmos, …")
+    sets.add_argument("--manifest", type=Path, metavar="FILE", help="default: DIR/manifest.csv")
+    sets.add_argument("--decode", action="store_true", help="decode every frame, not one a clip")
     for sub in (data, train, reproduce):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
@@ -155,6 +165,23 @@ def build_data(args: argparse.Namespace) -> None:
     from cpllm import pipeline
 
     pipeline.build_data(args.profile, args.splits)
+
+
+def manifest(args: argparse.Namespace) -> int:
+    """Write or check a manifest; 1 where clips are missing or damaged, each named."""
+    from cpllm.data import datasets, manifests
+
+    path = args.manifest or args.root / "manifest.csv"
+    if args.action == "build":
+        columns = dict(pair.partition("=")[::2] for pair in args.column)
+        table, found, bad = datasets.build(
+            args.dataset, args.root, args.labels, columns, args.decode)
+        manifests.write(table, path)
+        found.append(f"{path}: {len(table):,} rows, sha256 {manifests.sha256(table)}")
+    else:
+        found, bad = datasets.verify(args.dataset, path, args.root, args.decode)
+    print("\n".join([*(f"{clip}: {fault}" for clip, fault in bad.items()), *found]))
+    return int(bool(bad))
 
 
 def train_model(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from cpllm.data import annotate, text
+from cpllm.data import annotate, distort, text
 
 WORDS = ["The video shows a cat. The style is plain. Its quality is good.", "A dog runs."]
 
@@ -75,9 +76,23 @@ def test_a_description_names_the_fault_that_is_there():
     assert "because of blur" in annotate.describe(blurred)
 
 
+@pytest.mark.parametrize("role", ["original", "variant"])
+def test_the_technical_sentence_agrees_with_the_label(role):
+    for proxy in np.arange(0, 100.1, 2.5):
+        row = a_row(role=role, distortion="noise" if role == "original" else "none", proxy=proxy)
+        sentence = annotate.describe(row).split(". ")[2]
+        assert [w for w in annotate.WORDS if w.lower() in sentence] == [annotate.word(proxy)]
+        assert ("because" in sentence) <= (proxy < 60)
+        assert ("despite" in sentence) <= (proxy >= 60)
+
+
+def test_every_distortion_has_words_for_its_fault():
+    assert set(annotate.FAULTS) >= set(distort.DISTORTIONS)
+
+
 def test_wording_varies_between_videos_and_not_between_calls():
     described = {annotate.describe(a_row(video=f"v{i}")) for i in range(30)}
-    assert len(described) > 5
+    assert len(described) > 15
     assert annotate.describe(a_row()) == annotate.describe(a_row())
 
 

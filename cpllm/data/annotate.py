@@ -22,9 +22,11 @@ FAULTS = {
     "freeze": "frozen frames",
     "exposure": "wrong exposure",
 }
-CONTENT = ("The video shows {}.", "The frames show {}.", "This is a view of {}.")
-STYLE = ("The style is {}.", "Its style is {}.", "In style it is {}.")
-QUALITY = ("The technical quality is {}{}.", "Technically it is {}{}.", "Its quality is {}{}.")
+CONTENT = ("The video shows {}.", "The frames show {}.", "This is a view of {}.", "We see {}.")
+STYLE = ("The style is best called {}.", "In style it counts as {}.", "The style may be called {}.",
+         "Its style falls under {}.")
+QUALITY = ("The technical quality is {}{}.", "Technically it is {}{}.", "Its quality is {}{}.",
+           "The picture quality is {}{}.")
 
 
 def word(score: float) -> str:
@@ -49,11 +51,12 @@ def describe(row: Mapping) -> str:
     content, style, quality = (
         forms[rng.integers(len(forms))] for forms in (CONTENT, STYLE, QUALITY)
     )
-    cause = fault(row)
+    judged, cause = word(row["proxy"]).lower(), fault(row)
+    link = "despite" if row["proxy"] >= 60 else "because of"  # good despite, poor because of
     return " ".join(
         [
             content.format(row["content"]),
             style.format(row["style"]),
-            quality.format(word(row["proxy"]).lower(), f" because of {cause}" if cause else ""),
+            quality.format(judged, f" {link} {cause}" if cause else ""),
         ]
     )

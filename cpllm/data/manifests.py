@@ -1,9 +1,14 @@
-"""Manifests: one row per video, one schema, refused with row and column where they are wrong."""
+"""Manifests: one row per video, one schema, refused with row and column where they are wrong.
+
+Clips made here carry an FR-proxy label (`SCHEMA`); those that users bring carry people's scores
+(`SUBJECTIVE`, told by its column `path`). Both share what training and scoring read.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +21,13 @@ class ManifestError(ValueError):
 
 
 class Column(NamedTuple):
-    """What a column holds: text matching a pattern, or a number in [low, high]."""
+    """What a column holds: text matching a pattern, or a number in [low, high]; or unknown."""
 
     kind: type
     low: float = 0
     high: float = np.inf
     pattern: str = r"\S(.*\S)?"
+    optional: bool = False
 
 
 NAME = r"[A-Za-z0-9][\w.@+-]*"
@@ -51,6 +57,29 @@ SCHEMA = {
 }
 """`video` is the file's stem; `proxy` the FR-proxy (VMAF); `sha256` is over decoded RGB frames."""
 
+PATH = r"(?!/|[A-Za-z]:)(?!(.*/)?\.\.(/|$))[^\\\x00-\x1f]*[^\\\x00-\x1f/]"
+"""Relative and below its root on every system."""
+
+SUBJECTIVE = {
+    "video": SCHEMA["video"],
+    "path": Column(str, pattern=PATH),
+    **{c: SCHEMA[c] for c in ("scene", "source", "family", "split", "role")},
+    "subset": Column(str),
+    "codec": Column(str, optional=True),
+    "width": Column(int, 1, optional=True),
+    "height": Column(int, 1, optional=True),
+    "frames": Column(int, 1, optional=True),
+    "fps": Column(float, 1e-3, optional=True),
+    "mos": Column(float, -np.inf),
+    "dmos": Column(float, -np.inf, optional=True),
+    "mos_std": Column(float, optional=True),
+    "ratings": Column(int, 1, optional=True),
+    "quality": Column(float, 0, 100),
+    "bytes": Column(int, 1, optional=True),
+}
+"""`path` is below the set's root; `mos`, `dmos` and `mos_std` are on the set's own scale, `quality`
+is `mos` on 0–100, higher better; `bytes` is the file's size when it was found whole."""
+
 
 def read(path: str | Path) -> pd.DataFrame:
     """A checked manifest. Text is kept as written: "none" and "NA" are words."""
@@ -61,20 +90,46 @@ def read(path: str | Path) -> pd.DataFrame:
     return check(table, path)
 
 
-def check(table: pd.DataFrame, name: str | Path = "manifest") -> pd.DataFrame:
-    """The table with its schema's types; ManifestError names the first wrong row and column."""
-    missing = [c for c in SCHEMA if c not in table]
-    unknown = [str(c) for c in table if c not in SCHEMA]
+def check(table: pd.DataFrame, name: str | Path = "manifest", first: int = 2,
+          limits: Mapping[str, tuple[float, float]] | None = None) -> pd.DataFrame:
+    """The table with its schema's types; ManifestError names the first wrong row and column.
+
+    first: number that the file's reader sees beside its first row; limits: closer ones of columns.
+    The split of public sets is theirs, so a source in two splits is refused in clips made here
+    only; see `leaks`.
+    """
+    schema = _schema(table)
+    close = {c: schema[c]._replace(low=low, high=high) for c, (low, high) in (limits or {}).items()}
+    schema = {**schema, **close}
+    missing = [c for c in schema if c not in table and not schema[c].optional]
+    unknown = [str(c) for c in table if c not in schema]
     if missing or unknown:
         raise ManifestError(f"{name}: missing columns: {', '.join(missing) or 'none'}; "
                             f"unknown: {', '.join(unknown) or 'none'}")
-    table = pd.DataFrame({c: _typed(table, c, name) for c in SCHEMA})
+    table = table.reindex(columns=list(schema))
+    table = pd.DataFrame({c: _typed(table, c, schema[c], name, first) for c in schema})
     if (twice := table["video"].duplicated()).any():
-        _refuse(table, twice, "video", "a name that occurs once", name)
+        _refuse(table, twice, "video", "a name that occurs once", name, first)
     home = table.groupby("source")["split"].transform("first")
-    if (leaks := table["split"] != home).any():
-        _refuse(table, leaks, "split", "one split for all clips of a source", name)
+    if "path" not in schema and (leak := table["split"] != home).any():
+        _refuse(table, leak, "split", "one split for all clips of a source", name, first)
     return table
+
+
+def leaks(table: pd.DataFrame) -> list[str]:
+    """Sources with clips in more than one split."""
+    splits = table.groupby("source")["split"].nunique()
+    return splits.index[splits > 1].tolist()
+
+
+def quality(table: pd.DataFrame) -> pd.Series:
+    """0–100, higher is better: the FR-proxy of clips made here, people's scores of others."""
+    return table["proxy" if "proxy" in table else "quality"]
+
+
+def files(table: pd.DataFrame) -> pd.Series:
+    """Where each row's clip lies below the manifest's root."""
+    return table["path"] if "path" in table else table["video"] + ".mp4"
 
 
 def check_splits(tables: dict[str, pd.DataFrame]) -> None:
@@ -103,13 +158,18 @@ def sha256(table: pd.DataFrame | str | Path) -> str:
     return hashlib.sha256(_text(table.sort_values("video")).encode()).hexdigest()
 
 
+def _schema(table: pd.DataFrame) -> dict[str, Column]:
+    return SUBJECTIVE if "path" in table else SCHEMA
+
+
 def _text(table: pd.DataFrame) -> str:
-    return table.to_csv(index=False, columns=list(SCHEMA), lineterminator="\n")
+    return table.to_csv(index=False, columns=list(_schema(table)), lineterminator="\n")
 
 
-def _typed(table: pd.DataFrame, column: str, name: str | Path) -> pd.Series:
-    kind, low, high, pattern = SCHEMA[column]
+def _typed(table, column: str, held: Column, name: str | Path, first: int) -> pd.Series:
+    kind, low, high, pattern, optional = held
     values = table[column]
+    unknown = values.isna() | (values == "")
     if kind is str:
         wrong = values.isna() | ~values.astype(str).str.fullmatch(pattern)
         expected = f"text matching {pattern}"
@@ -119,18 +179,23 @@ def _typed(table: pd.DataFrame, column: str, name: str | Path) -> pd.Series:
         expected = f"a number from {low:g} to {high:g}"
         if kind is int:
             wrong, expected = wrong | (values % 1 != 0), f"a whole {expected[2:]}"
+    if optional:
+        wrong, kind = wrong & ~unknown, {int: "Int64", str: object}.get(kind, kind)
+        values = values.astype(object).where(~unknown, "") if kind is object else values
     if wrong.any():
-        _refuse(table, wrong, column, expected, name)
+        _refuse(table, wrong, column, expected, name, first)
     return values.astype(kind)
 
 
-def _refuse(table, wrong, column, expected, name) -> None:
+def _refuse(table, wrong, column, expected, name, first) -> None:
     at = int(np.flatnonzero(wrong)[0])
-    raise ManifestError(f"{name}: row {at + 2} ({table['video'].iloc[at]}), column {column}: "
+    raise ManifestError(f"{name}: row {at + first} ({table['video'].iloc[at]}), column {column}: "
                         f"expected {expected}, came {table[column].iloc[at]!r}")
 
 
 def prediction_rows(table: pd.DataFrame) -> pd.DataFrame:
     """What predictions.csv repeats of a manifest. An original's own CRF is no level: left empty."""
-    columns = ["video", "source", "family", "split", "role", "distortion", "codec", "crf", "proxy"]
-    return table[columns].assign(crf=table["crf"].where(table["role"] == "variant"))
+    columns = ["video", "source", "family", "subset", "split", "role", "distortion", "codec", "crf",
+               "proxy", "mos", "dmos"]
+    rows = table[[c for c in columns if c in table]]
+    return rows.assign(crf=rows["crf"].where(rows["role"] == "variant")) if "crf" in rows else rows
