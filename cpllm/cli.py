@@ -62,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
     train = verb("train", train_model, "Train one configuration.")
     train.add_argument("--run-id", help="name of the run (default: default-s<seed>)")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    train.add_argument("--fresh", action="store_true", help="forget an unfinished run")
+    train.add_argument("--fsdp", type=int, default=1, help="devices that share one model copy")
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, when several")
+    train.add_argument("--processes", type=int, help="how many (found by itself on TPU, SLURM)")
+    train.add_argument("--process", type=int, help="which of them this is")
     reproduce = verb("reproduce", reproduce_profile, "Redo what is not up to date.")
     reproduce.add_argument("--fresh", action="store_true", help="train everything anew")
     bring = verb("import-weights", import_checkpoints, "Join public checkpoints into one file.")
@@ -185,14 +191,20 @@ def manifest(args: argparse.Namespace) -> int:
 
 
 def train_model(args: argparse.Namespace) -> None:
-    """Train and record one run."""
+    """Train and record one run, alone or as one of several processes."""
     _quiet()
-    from cpllm import pipeline, train
+    from cpllm import mesh, pipeline, train
 
+    mesh.join(args.coordinator, args.processes, args.process)
     cfg = config.replace(pipeline.preset(args.profile), seed=args.seed)
-    train.run(
-        cfg, args.run_id or f"default-s{args.seed}", pipeline.DATA / args.profile, pipeline.RESULTS
-    )
+    run_id, data = args.run_id or f"default-s{args.seed}", pipeline.DATA / args.profile
+    kept = train.checkpoints(data, run_id)
+    if kept.exists() and not (args.resume or args.fresh):
+        raise ValueError(
+            f"{kept}: holds checkpoints of an unfinished run; --resume goes on from the last one, "
+            "--fresh forgets them"
+        )
+    train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp)
 
 
 def import_checkpoints(args: argparse.Namespace) -> None:

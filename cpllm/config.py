@@ -126,6 +126,9 @@ class Train:
     augment: bool = False
     seed: int = 0
     select_every: int = 250  # steps between looks at the validation sources
+    save_every: int = 250  # steps between checkpoints
+    keep: int = 2  # newest checkpoints that stay, beside the best
+    accumulate: int = 1  # batches whose gradients make one update
 
 
 @dataclass(frozen=True)
