@@ -185,10 +185,10 @@ def validation_look(rows: pd.DataFrame, videos: Path) -> Callable[[Scorer], dict
 
     def look(scorer: Scorer) -> dict[str, float]:
         table = scorer.predict(rows, videos, cache)
-        return {
-            "validation_srcc": metrics.srcc(table["prediction"], table["proxy"]),
-            "validation_flip_10": metrics.flip_rate(table, 10).strict,
-        }
+        found = {"validation_srcc": metrics.srcc(table["prediction"], manifests.quality(rows))}
+        if "crf" in table:
+            found["validation_flip_10"] = metrics.flip_rate(table, 10).strict
+        return found
 
     return look
 
@@ -206,7 +206,7 @@ def run(cfg: config.Config, run_id: str, data: Path, results: Path) -> dict[str,
     `data/weights/<run_id>.safetensors`; test rows are never opened here.
     """
     begun = records.start()
-    table = manifests.read(data / "manifest.csv")
+    table = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
     rows = {s: table[table["split"] == s] for s in ("train", "validation")}
     look = validation_look(rows["validation"], data)
     done = fit(cfg, rows["train"], data, _store(data, cfg), look)
