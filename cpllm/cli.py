@@ -88,6 +88,18 @@ def parser() -> argparse.ArgumentParser:
                       help="the label file's column for path, mos, dmos, …")
     sets.add_argument("--manifest", type=Path, metavar="FILE", help="default: DIR/manifest.csv")
     sets.add_argument("--decode", action="store_true", help="decode every frame, not one a clip")
+    notes = verb("annotate", annotate_clips, "Let Gemini describe a manifest's originals.")
+    notes.add_argument("manifest", type=Path, metavar="MANIFEST")
+    notes.add_argument("--root", type=Path, metavar="DIR", help="default: the manifest's folder")
+    notes.add_argument("--out", type=Path, metavar="FILE.jsonl",
+                       help="default: descriptions.jsonl beside the manifest, where train looks")
+    notes.add_argument("--model", help="default: gemini-3.1-flash-lite; the paper's is no more")
+    notes.add_argument("--rpm", type=float, default=15, help="requests a minute (default: 15)")
+    notes.add_argument("--workers", type=int, default=4, help="requests at once (default: 4)")
+    notes.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"),
+                       help="US dollars for a million tokens (default: as known for the model)")
+    notes.add_argument("--dry-run", action="store_true", help="only say what it would cost")
+    notes.add_argument("--yes", action="store_true", help="don't ask before spending")
     for sub in (data, train, reproduce):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
@@ -187,6 +199,29 @@ def manifest(args: argparse.Namespace) -> int:
     else:
         found, bad = datasets.verify(args.dataset, path, args.root, args.decode)
     print("\n".join([*(f"{clip}: {fault}" for clip, fault in bad.items()), *found]))
+    return int(bool(bad))
+
+
+def annotate_clips(args: argparse.Namespace) -> int:
+    """Say the cost, ask, describe; 1 where clips got no description, each named."""
+    from cpllm.data import gemini, manifests
+
+    model, out = args.model or gemini.MODEL, args.out or args.manifest.parent / "descriptions.jsonl"
+    if not (price := args.price or gemini.PRICES.get(model)):
+        raise ValueError(f"annotate: no price is known of {model}; give --price IN OUT")
+    rows = gemini.missing(manifests.read(args.manifest), out, model)
+    cost = gemini.cost(rows, args.rpm, price)
+    print(f"{cost.requests:,} requests to {model}: about {cost.tokens:,} tokens in, "
+          f"{cost.dollars:.2f} USD, {cost.minutes:.0f} minutes or more; answers go to {out}")
+    if args.dry_run or not cost.requests:
+        return 0
+    if not args.yes and not (sys.stdin.isatty() and input("Go on? [y/N] ").lower() == "y"):
+        raise ValueError("annotate: not agreed to; --yes agrees without asking")
+    root = args.root or args.manifest.parent
+    bad = gemini.annotate(rows, root, out, model, args.rpm, args.workers)
+    for name, fault in bad.items():
+        print(f"error: {name}: {fault}", file=sys.stderr)
+    print(f"{len(rows) - len(bad):,} of {len(rows):,} clips described; {len(bad):,} not")
     return int(bool(bad))
 
 

@@ -134,10 +134,10 @@ class Scorer:
     ) -> pd.DataFrame:
         """Predictions of manifest rows, one line each; `cache` keeps their decoded inputs."""
         cache = {} if cache is None else cache
-        new = [name for name in rows["video"] if name not in cache]
+        new = rows[~rows["video"].isin(list(cache))]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = pool.map(self.inputs, (videos / f"{name}.mp4" for name in new))
-            cache.update(zip(new, decoded, strict=True))
+            decoded = pool.map(self.inputs, (videos / name for name in manifests.files(new)))
+            cache.update(zip(new["video"], decoded, strict=True))
         scores = [self.frame_scores(cache[n]).mean(dtype=np.float64) for n in rows["video"]]
         return manifests.prediction_rows(rows).assign(prediction=scores)
 

@@ -43,6 +43,12 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(rule, tree)
 
 
+def own(mesh: Mesh) -> range:
+    """Numbers of this process's devices among all, in the order in which `put` cuts a batch."""
+    mine = [i for i, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
+    return range(mine[0], mine[-1] + 1)
+
+
 def put(batch: dict, mesh: Mesh) -> dict[str, jax.Array]:
     """A batch (this process holds a part of it) as global arrays, cut over all devices."""
     rows = NamedSharding(mesh, P(AXES))

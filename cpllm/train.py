@@ -87,21 +87,30 @@ class State(NamedTuple):
     opt_state: optax.OptState
 
 
-def forward(model: CPLLM, batch: dict[str, Array]) -> tuple[Array, Array]:
+def forward(
+    model: CPLLM, batch: dict[str, Array], groups: int = 1
+) -> tuple[Array, Array]:
     """Quality float32[B,2] and the text's hidden states [B,L,D] of a batch of pairs and singles."""
     u, v = model.see(batch["view"], batch["patches"], batch["present"])
     members = [batch["first"], batch["second"]]
+
+    def pick(x: Array, index: Array) -> Array:  # within a group, so that no device asks another
+        grouped = x.reshape(groups, -1, *x.shape[1:]), index.reshape(groups, -1)
+        return jax.vmap(lambda x, i: x[i])(*grouped).reshape(-1, *x.shape[1:])
+
     q_hat = model.score(u, v)
-    seen = [(u[i], v[i]) for i in members]
+    seen = [(pick(u, i), pick(v, i)) for i in members]
     hidden = model.read(
         seen, members[0] != members[1], {k: batch[k] for k in ("tokens", "valid", "answer")}
     )
-    return jnp.stack([q_hat[i] for i in members], 1), hidden
+    return jnp.stack([pick(q_hat, i) for i in members], 1), hidden
 
 
-def loss_parts(model: CPLLM, batch: dict[str, Array]) -> tuple[Array, Array, Array]:
-    """L1, L2 and L3 of a batch."""
-    q_hat, hidden = forward(model, batch)
+def loss_parts(
+    model: CPLLM, batch: dict[str, Array], groups: int = 1
+) -> tuple[Array, Array, Array]:
+    """L1, L2 and L3 of a batch in `groups`."""
+    q_hat, hidden = forward(model, batch, groups)
     targets, answer = batch["tokens"][:, 1:], batch["answer"][:, 1:]
     return (
         losses.ranking_loss(batch["q"], q_hat),
@@ -127,12 +136,12 @@ def init(
 
 
 def make_step(
-    graph: nnx.GraphDef, tx: optax.GradientTransformation, weights: tuple
+    graph: nnx.GraphDef, tx: optax.GradientTransformation, weights: tuple, groups: int = 1
 ) -> Callable:
     """The jitted step (state, frozen, batch) → (state, parts); `state`'s buffers are reused."""
 
     def objective(params, frozen, batch):
-        parts = loss_parts(nnx.merge(graph, params, frozen), batch)
+        parts = loss_parts(nnx.merge(graph, params, frozen), batch, groups)
         return losses.total_loss(parts, weights), parts
 
     @partial(jax.jit, donate_argnums=0)
@@ -164,10 +173,10 @@ def fit(
     store_frames(rows, videos, store, cfg)
     described = [annotate.describe(r) for r in rows.to_dict("records")]
     tokenizer = text.train_tokenizer(described, cfg.model.decoder.vocab)
-    batches = PairBatches(rows, store, tokenizer, cfg)
+    batches = PairBatches(rows, store, tokenizer, cfg, devices.size, mesh.own(devices))
     tx = optimizer(cfg.train)
     graph, state, frozen = init(cfg, tx, devices)
-    step = make_step(graph, tx, cfg.train.weights)
+    step = make_step(graph, tx, cfg.train.weights, devices.size)
 
     def scorer(state: State) -> Scorer:
         params = mesh.whole((state.params, frozen), devices)
@@ -288,10 +297,10 @@ def validation_look(rows: pd.DataFrame, videos: Path) -> Callable[[Scorer], dict
 
     def look(scorer: Scorer) -> dict[str, float]:
         table = scorer.predict(rows, videos, cache)
-        return {
-            "validation_srcc": metrics.srcc(table["prediction"], table["proxy"]),
-            "validation_flip_10": metrics.flip_rate(table, 10).strict,
-        }
+        found = {"validation_srcc": metrics.srcc(table["prediction"], manifests.quality(rows))}
+        if "crf" in table:
+            found["validation_flip_10"] = metrics.flip_rate(table, 10).strict
+        return found
 
     return look
 
@@ -313,7 +322,7 @@ def run(
     once the record is written the checkpoints are removed.
     """
     begun = records.start()
-    table = manifests.read(data / "manifest.csv")
+    table = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
     rows = {s: table[table["split"] == s] for s in ("train", "validation")}
     look = validation_look(rows["validation"], data)
     kept = checkpoints(data, run_id)

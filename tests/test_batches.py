@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -107,10 +109,86 @@ def test_pairs_come_from_one_scene_or_two_as_asked(rows, store, tokenizer):
         assert seen == same
 
 
-def test_prefetch_keeps_the_order(rows, store, tokenizer):
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_prefetch_keeps_the_order_whatever_the_number_of_threads(rows, store, tokenizer, threads):
     made = make(rows, store, tokenizer)
-    for step, batch in zip(range(2, 6), batches.prefetch(made, 2, 6), strict=True):
-        np.testing.assert_array_equal(batch["q"], made[step]["q"])
+    found = list(batches.prefetch(made, 2, 9, threads=threads))
+    assert len(found) == 7
+    for step, batch in zip(range(2, 9), found, strict=True):
+        assert all((batch[k] == made[step][k]).all() for k in batch)
+
+
+def test_prefetch_goes_on_exactly_where_its_state_says(rows, store, tokenizer):
+    made = make(rows, store, tokenizer)
+    first = batches.prefetch(made, 0, 8)
+    seen = [next(first) for _ in range(3)]
+    state, rest = first.get_state(), list(first)
+    again = batches.prefetch(made, 0, 8)
+    again.set_state(state)
+    resumed = list(again)
+    assert len(seen) + len(resumed) == 8
+    for one, other in zip(rest, resumed, strict=True):
+        assert all((one[k] == other[k]).all() for k in one)
+
+
+@pytest.mark.parametrize("mode", ["single", "pairwise", "mix"])
+def test_groups_of_all_processes_together_hold_the_items_of_the_whole_batch(
+    rows, store, tokenizer, mode
+):
+    cfg = config.replace(CFG, input_mode=mode, single_share=1 / 3)
+    whole = batches.PairBatches(rows, store, tokenizer, cfg)[3]
+    parts = [batches.PairBatches(rows, store, tokenizer, cfg, 2, range(p, p + 1))[3]
+             for p in (0, 1)]  # fmt: skip
+    both = batches.PairBatches(rows, store, tokenizer, cfg, 2, range(2))[3]
+    order = [0, 2, 4, 1, 3, 5]
+    for k in whole:
+        np.testing.assert_array_equal(both[k], np.concatenate([part[k] for part in parts]))
+    for k in ("q", "tokens", "answer", "has_mos"):
+        np.testing.assert_array_equal(both[k], whole[k][order])
+    for member in ("first", "second"):
+        for k in ("view", "patches", "present"):
+            members = np.concatenate([part[k][part[member]] for part in parts])
+            np.testing.assert_array_equal(members, whole[k][whole[member]][order])
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(rows, store, tokenizer):
+    with pytest.raises(ValueError, match=r"4 devices .* got 3 and 3"):
+        batches.PairBatches(rows, store, tokenizer, CFG, 4)
+
+
+def test_fewer_patches_can_be_drawn_than_a_score_looks_at(rows, store, tokenizer):
+    batch = make(rows, store, tokenizer, patches=3)[0]
+    assert batch["patches"].shape[1] == batch["present"].shape[1] == 3
+
+
+def test_the_videos_of_a_batch_are_known_by_name(rows, store, tokenizer):
+    made = make(rows, store, tokenizer)
+    q = dict(zip(rows["video"], np.float32(rows["proxy"] / 100), strict=True))
+    pairs = made[4]["q"]
+    members = [*pairs[:3, 0], *pairs[3:].ravel()]
+    assert [q[name] for name in made.videos(4)] == pytest.approx(members)
+
+
+def test_no_file_stays_open(rows, store, tokenizer):
+    """A training set has more files than a system lets a process open."""
+    made, before = make(rows, store, tokenizer), len(os.listdir("/proc/self/fd"))
+    kept = [made[step] for step in range(3)]
+    assert len(kept) == 3 and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_rows_of_a_brought_set_make_batches_of_their_own_clips(rows, store, tokenizer, tmp_path):
+    """One clip a source, so pairs join two scenes; people's scores; descriptions by Gemini."""
+    brought = pd.DataFrame({
+        "video": list("abc"), "path": ["a.mp4", "b.mp4", "c.mp4"], "scene": list("abc"),
+        "role": "original", "mos": [1.0, 3.0, 5.0], "quality": [0.0, 50.0, 100.0],
+        "bytes": [10, 20, 30], "description": [annotate.describe(r) for r in
+                                               rows[::4].to_dict("records")]})
+    for row, scene in zip(brought.itertuples(), SIZES, strict=True):
+        shutil.copyfile(store / f"{scene}@0-{'0' * 16}.npy", batches.stored(tmp_path, row))
+    batch = make(brought, tmp_path, tokenizer, within_share=1.0)[0]
+    assert set(batch["q"].ravel()) <= {0.0, 0.5, 1.0}
+    assert batch["has_mos"].all()
+    assert (batch["q"][3:, 0] != batch["q"][3:, 1]).all()
 
 
 def test_model_inputs_have_the_configured_shapes():

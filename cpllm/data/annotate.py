@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+
+from cpllm.data import gemini
 
 WORDS = ("Bad", "Poor", "Fair", "Good", "Excellent")
 """The five ACR words, for scores of 0–20, 20–40, … 80–100."""
@@ -45,8 +49,28 @@ def fault(row: Mapping) -> str:
     return FAULTS.get(row["distortion"], "") if row["proxy"] < 90 else ""
 
 
+def attach(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Brought clips with the `description` that `cpllm annotate` wrote to `path`, else "".
+
+    Scenes' clips describe themselves. ValueError when a training original has none.
+    """
+    if "content" in table:
+        return table
+    known = {line["video"]: line["text"] for line in gemini.read(path)}
+    table = table.assign(description=[known.get(name, "") for name in table["video"]])
+    needed = (table["split"] == "train") & (table["role"] == "original")
+    if (bare := table["video"][needed & (table["description"] == "")]).any():
+        raise ValueError(f"{path}: {len(bare):,} of {needed.sum():,} training clips have no "
+                         f"description (first: {bare.iloc[0]}): cpllm annotate writes them")
+    return table
+
+
 def describe(row: Mapping) -> str:
-    """Three sentences for a manifest row (`video, content, style, role, distortion, proxy`)."""
+    """Three sentences for a manifest row: its `description` if it has one, else from a scene's
+    `video, content, style, role, distortion, proxy`.
+    """
+    if "content" not in row:
+        return row["description"]
     rng = np.random.default_rng(zlib.crc32(row["video"].encode()))
     content, style, quality = (
         forms[rng.integers(len(forms))] for forms in (CONTENT, STYLE, QUALITY)

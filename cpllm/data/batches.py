@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pandas as pd
 from tokenizers import Tokenizer
 
 from cpllm import config
-from cpllm.data import annotate, text, video
+from cpllm.data import annotate, manifests, text, video
 
 Batch = dict[str, np.ndarray]
+VIEWS = 2**31
+"""Bytes of resized views that are kept."""
 
 
 def model_inputs(frames: np.ndarray, cfg: config.Video) -> Batch:
@@ -41,8 +44,8 @@ def store_frames(rows: pd.DataFrame, videos: Path, store: Path, cfg: config.Conf
     """Decode the training videos once: `store`/<video>-<sha256>.npy, uint8[frames,H,W,3]."""
     store.mkdir(parents=True, exist_ok=True)
     todo = [
-        (videos / f"{r.video}.mp4", stored(store, r), cfg.train.frames, cfg.video)
-        for r in rows.itertuples()
+        (videos / name, stored(store, r), cfg.train.frames, cfg.video)
+        for name, r in zip(manifests.files(rows), rows.itertuples(), strict=True)
         if not stored(store, r).exists()
     ]
     if todo:  # threads: FFmpeg and Pillow work outside of the interpreter's lock
@@ -51,8 +54,8 @@ def store_frames(rows: pd.DataFrame, videos: Path, store: Path, cfg: config.Conf
 
 
 def stored(store: Path, row) -> Path:
-    """Where a row's decoded frames lie."""
-    return store / f"{row.video}-{row.sha256}.npy"
+    """Where a row's decoded frames lie, by their hash or, for a clip brought, by its size."""
+    return store / f"{row.video}-{getattr(row, 'sha256', None) or row.bytes}.npy"
 
 
 class PairBatches:
@@ -62,24 +65,52 @@ class PairBatches:
     `single_share`. A pair's order is random, so that "First" carries no information. The
     paper does not say where pairs come from: `within_share` of them join two videos of one
     scene, the others two scenes.
+
+    A batch lies in `groups`, one for each device that trains, with equal shares of the singles
+    and of the pairs. Every process draws the whole batch and prepares only its `own` groups.
     """
 
-    def __init__(self, rows: pd.DataFrame, store: Path, tokenizer: Tokenizer, cfg: config.Config):
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        store: Path,
+        tokenizer: Tokenizer,
+        cfg: config.Config,
+        groups: int = 1,
+        own: range = range(1),
+    ):
         self.rows, self.tokenizer, self.cfg = rows.reset_index(drop=True), tokenizer, cfg
-        self.quality = (self.rows["proxy"] / 100).to_numpy(np.float32)
+        self.quality = (manifests.quality(self.rows) / 100).to_numpy(np.float32)
         self.original = (self.rows["role"] == "original").to_numpy()
         self.originals = np.flatnonzero(self.original)
-        self.scenes = [np.asarray(i) for i in self.rows.groupby("scene").indices.values()]
-        self.frames = [np.load(stored(store, r), mmap_mode="r") for r in self.rows.itertuples()]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # small, and a third of a batch's cost
-            self.views = list(pool.map(lambda f: video.resize(f, cfg.video.high_size), self.frames))
+        self.scene = self.rows.groupby("scene").indices
+        self.stored = [stored(store, r) for r in self.rows.itertuples()]
+        # A view is small, and its resizing a third of a batch's cost.
+        self.view = lru_cache(VIEWS // (3 * cfg.video.high_size**2))(self._view)
         self.descriptions = [
             self._pack(text.DESCRIBE, annotate.describe(r)) for r in self.rows.to_dict("records")
         ]
         self.answers = [self._pack(text.COMPARE, answer) for answer in text.ANSWERS]
+        self.groups, self.own = groups, own
+        counts = self.singles(), cfg.train.batch - self.singles()
+        if any(n % groups for n in counts):
+            raise ValueError(
+                f"train.batch: expected singles and pairs that {groups} devices can share "
+                f"equally, got {counts[0]} and {counts[1]}"
+            )
+
+    def __len__(self) -> int:
+        return self.cfg.train.steps
 
     def _pack(self, prompt: str, answer: str) -> text.Text:
         return text.pack(self.tokenizer, prompt, answer, self.cfg.train.max_text)
+
+    def _frame(self, i: int, at: int) -> np.ndarray:
+        """uint8[1,H,W,3]. Files are opened anew: systems allow about a thousand open ones."""
+        return np.array(np.load(self.stored[i], mmap_mode="r")[at : at + 1])
+
+    def _view(self, i: int, at: int) -> np.ndarray:
+        return video.resize(self._frame(i, at), self.cfg.video.high_size)[0]
 
     def singles(self) -> int:
         """Single inputs among a batch's `batch` items."""
@@ -92,20 +123,40 @@ class PairBatches:
 
     def _draw_pair(self, rng: np.random.Generator) -> tuple[int, int]:
         while True:
-            if rng.random() < self.cfg.train.within_share:
-                i, j = rng.choice(self.scenes[rng.integers(len(self.scenes))], 2, replace=False)
-            else:
-                i, j = rng.integers(len(self.rows), size=2)
+            i, j = rng.integers(len(self.rows), size=2)
+            mates = self.scene[self.rows["scene"][i]]
+            if len(mates) > 1 and rng.random() < self.cfg.train.within_share:
+                j = rng.choice(mates)
             if self.quality[i] != self.quality[j]:
                 return int(i), int(j)
 
-    def __getitem__(self, step: int) -> Batch:
-        """The frames of singles stand once: `first` and `second` int[B] index into them."""
+    def _draw(self, step: int) -> list[tuple]:
+        """(members, key frame, seed of the cells, augmentation) of every item of a batch."""
         rng = np.random.default_rng([self.cfg.train.seed, step])
         n = self.singles()
         items = [(self._draw_single(rng),) for _ in range(n)]
         items += [self._draw_pair(rng) for _ in range(self.cfg.train.batch - n)]
-        frames = [frame for item in items for frame in self._frames(item, rng)]
+        augment = _augmentation if self.cfg.train.augment else (lambda _: lambda x: x)
+        return [
+            (item, rng.integers(self.cfg.train.frames), int(rng.integers(2**31)), augment(rng))
+            for item in items
+        ]
+
+    def videos(self, step: int) -> list[str]:
+        """The names of all videos in a batch."""
+        return [self.rows["video"][i] for items, *_ in self._draw(step) for i in items]
+
+    def __getitem__(self, step: int) -> Batch:
+        """The own groups, one after the other; frames of singles stand once: `first` and `second`
+        int[B] index into the frames of their group.
+        """
+        drawn = self._draw(step)
+        parts = [self._group(drawn[g :: self.groups]) for g in self.own]
+        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+    def _group(self, drawn: list[tuple]) -> Batch:
+        items = [item for item, *_ in drawn]
+        frames = [frame for item in drawn for frame in self._frames(*item)]
         first = np.cumsum([0, *map(len, items[:-1])]).astype(np.int32)
         second = first + np.array([len(item) - 1 for item in items], np.int32)
         texts = [self._text(item) for item in items]
@@ -127,19 +178,16 @@ class PairBatches:
             return self.descriptions[item[0]]
         return self.answers[int(self.quality[item[1]] > self.quality[item[0]])]
 
-    def _frames(self, item: tuple[int, ...], rng: np.random.Generator) -> list[Batch]:
+    def _frames(self, item: tuple[int, ...], at: int, seed: int, change: Callable) -> list[Batch]:
         """One random key frame per member; cells and augmentation are the same for both."""
-        cfg, at = self.cfg.video, rng.integers(self.cfg.train.frames)
+        cfg, out = self.cfg.video, []
         k = self.cfg.train.patches or cfg.patches
-        seed = int(rng.integers(2**31))
-        change = _augmentation(rng) if self.cfg.train.augment else (lambda x: x)
-        out = []
         for i in item:
-            frame = np.asarray(self.frames[i][at])[None]
+            frame = self._frame(i, at)
             jitter = np.random.default_rng(seed) if self.cfg.train.augment else None
             cells = video.patch_positions(*frame.shape[1:3], cfg.patch_size, k, jitter)
             patches, present = video.cut_patches(frame, cfg.patch_size, k, cells)
-            view = change(self.views[i][at])
+            view = change(self.view(i, at))
             out.append({"view": view, "patches": change(patches)[0], "present": present})
         return out
 
@@ -159,14 +207,16 @@ def _augmentation(rng: np.random.Generator):
     return change
 
 
-def prefetch(batches: PairBatches, start: int, stop: int, ahead: int = 2) -> Iterator[Batch]:
-    """Batches in order, the next `ahead` prepared by a thread while the device works."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = [
-            pool.submit(batches.__getitem__, s) for s in range(start, min(start + ahead, stop))
-        ]
-        for step in range(start, stop):
-            batch = waiting.pop(0).result()
-            if step + ahead < stop:
-                waiting.append(pool.submit(batches.__getitem__, step + ahead))
-            yield batch
+def prefetch(
+    batches: PairBatches, start: int, stop: int, ahead: int = 2, threads: int = 1
+) -> Iterator[Batch]:
+    """Batches in order, the next `ahead` prepared by threads while the device works.
+
+    The same batches whatever the number of threads. grain's iterator: `get_state()` says where it
+    is, and after `set_state()` it goes on there.
+    """
+    import grain  # five seconds
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
+    steps = grain.MapDataset.source(batches).slice(slice(start, stop))
+    return iter(steps.to_iter_dataset(options))
