@@ -16,12 +16,18 @@ from PIL import Image, ImageFilter
 
 
 def apply(name: str, strength: float, frames: np.ndarray, seed: int) -> np.ndarray:
-    """Distort frames uint8[N, H, W, 3]; the same arguments give the same bytes."""
-    if name not in DISTORTIONS:
-        raise ValueError(f"distortion: expected one of {', '.join(DISTORTIONS)}; got {name!r}")
+    """Distort frames uint8[N, H, W, 3]; the same arguments give the same bytes.
+
+    `name` may join several, as "exposure+noise": they follow each other.
+    """
     if not 0 <= strength <= 1:
         raise ValueError(f"distortion {name}: expected a strength in [0, 1]; got {strength}")
-    return DISTORTIONS[name](frames, strength, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    for part in name.split("+"):
+        if part not in DISTORTIONS:
+            raise ValueError(f"distortion: expected one of {', '.join(DISTORTIONS)}; got {part!r}")
+        frames = DISTORTIONS[part](frames, strength, rng)
+    return frames
 
 
 def draw(seed: int) -> tuple[str, float]:

@@ -18,11 +18,11 @@ import scipy.fft
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 
-WORDS = (
+PROSE = (
     "quality of moving pictures depends on what we see and how it was made light falls over the "
     "river while people walk along old streets every frame carries detail texture and noise that "
     "coding may lose when bits are few numbers 1984 2,048 37% and names such as Ada or Turing"
-).split()
+)
 INK = (25, 22, 30)
 
 
@@ -64,7 +64,7 @@ def picture(values: np.ndarray) -> Image.Image:
 
 
 def palette(rng: np.random.Generator, count: int, value: float = 0.55) -> np.ndarray:
-    """float[count, 3] in 0–255: neighbouring or clashing hues, dull or vivid, about a brightness."""
+    """float[count, 3] in 0–255: hues near or far apart, dull or vivid, about a brightness."""
     hue = rng.random() + rng.normal(0, rng.uniform(0.02, 0.3), count)
     saturation = np.clip(rng.uniform(0.05, 0.75) + rng.normal(0, 0.12, count), 0, 1)
     bright = np.clip(value + rng.normal(0, rng.uniform(0.06, 0.28), count), 0.07, 0.97)
@@ -95,7 +95,7 @@ def textured(rng: np.random.Generator, width: int, height: int, base, depth: flo
 
 def outline(rng: np.random.Generator, radius: float, rough: float = 0.25, stretch: float = 1.0,
             points: int = 26) -> np.ndarray:
-    """float[points, 2]: a closed wobbly curve about 0, a circle with harmonics, turned at random."""
+    """float[points, 2]: a closed wobbly curve about 0, a circle with harmonics, turned."""
     a = np.linspace(0, 2 * np.pi, points, endpoint=False)
     k = np.arange(2, 6)
     waves = np.cos(np.outer(a, k) + rng.uniform(0, 6.28, 4)) @ (rng.normal(0, rough, 4) / k)
@@ -108,7 +108,7 @@ def cut(rng: np.random.Generator, image: Image.Image, rough: float = 0.25) -> Im
     """An RGBA cut-out of the image with a wobbly, antialiased edge."""
     w, h = image.size
     mask = Image.new("L", (2 * w, 2 * h))
-    edge = outline(rng, 0.66 * min(w, h), rough) + (w, h)
+    edge = outline(rng, 0.66 * min(w, h), rough) + np.array((w, h))
     ImageDraw.Draw(mask).polygon([*map(tuple, edge)], fill=255)
     image = image.convert("RGB")
     image.putalpha(mask.reduce(2))
@@ -141,7 +141,8 @@ def font(size: float, style: str = "Sans") -> ImageFont.FreeTypeFont:
 
 
 def prose(rng: np.random.Generator, least: int, most: int) -> str:
-    return " ".join(rng.choice(WORDS, int(rng.integers(least, most))))
+    """Some words in no order."""
+    return " ".join(rng.choice(PROSE.split(), int(rng.integers(least, most))))
 
 
 def shaded(field: np.ndarray, relief: float, light: tuple[float, float]) -> np.ndarray:
@@ -290,7 +291,8 @@ def lowlight(rng, width, height, frames, variant):
         if variant == 0:
             facade(rng, pen, (x, top, x + w, height), shade, base[1] * 0.7 + 60)
         else:
-            pen.polygon([*map(tuple, outline(rng, w, 0.3, 1.3) + (x, height - w / 2))], shade)
+            crown = outline(rng, w, 0.3, 1.3) + np.array((x, height - w / 2))
+            pen.polygon([*map(tuple, crown)], shade)
         x += w * rng.uniform(0.7, 2)
     sizes = (0.03 * lines, 0.12 * lines)
     soft, sharp = discs(rng, width, height, int(rng.integers(3, 12)), sizes, base * 0.6 + 90)
@@ -676,8 +678,9 @@ def game(rng, width, height, frames, variant):
     hoard = [Layer(monster(rng, zoom * int(rng.integers(1, 3))), somewhere(rng, width, height),
                    drift(rng, frames, lines, 2.0) + hop(rng, frames, lines))
              for _ in range(rng.integers(3, 14))]
-    score, points = Image.new("RGBA", (width, int(0.09 * lines)), (0, 0, 0, 90)), rng.integers(10**6)
-    ImageDraw.Draw(score).text((0.12 * width, 0.01 * lines), f"SCORE {points:07d}   LIVES x3",
+    score = Image.new("RGBA", (width, int(0.09 * lines)), (0, 0, 0, 90))
+    words = f"SCORE {rng.integers(10**6):07d}   LIVES x3"
+    ImageDraw.Draw(score).text((0.12 * width, 0.01 * lines), words,
                                "white", font(0.06 * lines, "SansMono-Bold"))
     return [Layer(back), *hoard, Layer(score, (0, -0.38 * height), parallax=0.0)]
 

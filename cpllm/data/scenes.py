@@ -32,7 +32,7 @@ LARGEST_ZOOM = 1.3
 class Scene:
     """One source clip. `content` and `style` are short phrases; sides are even, in pixels.
 
-    ladder: whether it is encoded at every level; else it stands for one upload.
+    codecs: those whose ladders it is encoded at; none if it stands for one upload.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Scene:
     family: str
     split: str
     dataset: str
-    ladder: bool
+    codecs: tuple[str, ...]
     seed: int
     height: int
     width: int
@@ -110,8 +110,8 @@ WORLDS = {
                 "green hills under drifting clouds", "dark mountains at dusk"),
     "solids": ("3-D rendering", "coloured balls, boxes and columns on a stone floor",
                "toys on a tiled floor", "dark solids on a floor at night"),
-    "cartoon": ("flat cartoon", "a cartoon village with houses and trees", "a cartoon town at night",
-                "cartoon creatures on a hill"),
+    "cartoon": ("flat cartoon", "a cartoon village with houses and trees",
+                "a cartoon town at night", "cartoon creatures on a hill"),
     "text": ("screen content", "a page of printed text that scrolls",
              "a code editor with coloured lines", "closing credits on black",
              "a slide with headlines and a picture"),
@@ -133,14 +133,15 @@ WORLDS = {
 
 UNSEEN = ("game", "astronomy", "weave")
 SEEN = tuple(name for name in WORLDS if name not in UNSEEN)
-FIGURE1 = {"lowlight": "noise", "bokeh": "blur", "astronomy": "blur", "pixelart": "upscale",
-           "game": "upscale"}
+FIGURE1 = {"lowlight": "exposure+noise", "bokeh": "blur", "astronomy": "blur",
+           "pixelart": "upscale", "game": "upscale"}
 """What looks degraded and isn't, with the real defect that its twin has."""
 
 SCREENS = ("cartoon", "text", "game", "pixelart")
 EXPOSED = ("leaves", "terrain", "solids", "collage", "bokeh", "weave", "photo")
 """Their exposure is the camera's choice; the others' darkness or flatness is meant."""
 
+OTHER_CODECS = ("hevc", "vp9", "av1")
 SPLITS = ("train", "validation", "test")
 WIDE, TALL = (16 / 9, 4 / 3, 16 / 9, 1.0, 9 / 16), (9 / 16, 9 / 16, 3 / 4)
 LINES = (270, 360, 540, 240, 360, 540, 288, 720)
@@ -232,7 +233,9 @@ def _worlds(dataset: str, kind: Set, ladder: bool, count: int, data) -> list[Sce
 
 def _scene(dataset, kind, ladder, source, family, size, k, data, content, style) -> Scene:
     name = f"{dataset}_{source}-{'ladder' if ladder else 'single'}{k}"
-    return Scene(name, source if family == "photo" else name, family, kind.split, dataset, ladder,
+    several = kind.split == "test" and 2 * k < data.other_ladders  # a photograph and a world each
+    codecs = (data.codec, *(OTHER_CODECS if several else ())) if ladder else ()
+    return Scene(name, source if family == "photo" else name, family, kind.split, dataset, codecs,
                  zlib.crc32(name.encode()), size[1], size[0], data.frames, (30, 25)[k % 2],
                  content, style)
 
