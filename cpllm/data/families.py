@@ -435,21 +435,16 @@ def pixelart(rng, width, height, frames, variant):
         image.paste(thing, spot, thing if thing.mode == "RGBA" else None)
     back = image.resize((w * zoom, h * zoom), Image.NEAREST).crop((0, 0, width, height))
     crowd = [Layer(monster(rng, zoom), somewhere(rng, width, height),
-                   stepped(drift(rng, frames, lines, 2) + hop(rng, frames, lines), zoom))
+                   np.round((drift(rng, frames, 2 * lines) + hop(rng, frames, lines)) / zoom) * zoom)
              for _ in range(rng.integers(2, 8))]
     return [Layer(back), *crowd]
-
-
-def stepped(path, zoom):
-    """A path that jumps from big pixel to big pixel."""
-    return np.round(path / zoom) * zoom
 
 
 # --- drawn worlds -------------------------------------------------------------------------------
 
 
 def solids(rng, width, height, frames, variant):
-    """Shaded balls, columns and boxes with cast shadows on a textured floor in perspective."""
+    """Shaded balls and boxes with cast shadows on a textured floor in perspective."""
     lines, horizon = min(width, height), rng.uniform(0.15, 0.45) * height
     value = (0.6, 0.5, 0.2)[variant]
     canvas = picture(floor(rng, width, height, horizon, *palette(rng, 2, value)))
@@ -458,7 +453,7 @@ def solids(rng, width, height, frames, variant):
         near = 0.15 + 0.85 * k / count
         r = int(lines * (0.04 + 0.13 * near) * rng.uniform(0.6, 1.3)) + 3
         x, y = rng.uniform(0, width), horizon + (0.85 * height - horizon) * near
-        make = (sphere, sphere, column, box)[rng.integers(4)]
+        make = sphere if rng.random() < 0.6 else box
         body = make(rng, r, colours[rng.integers(6)])
         canvas.paste((0, 0, 0), (int(x - r), int(y - r)), shadow(r))
         if k % 4 == 2:
@@ -502,20 +497,6 @@ def sphere(rng, radius, colour):
     body = np.array(colour) * ((0.22 + 0.85 * diffuse) * (1 + skin))[..., None] + shine[..., None]
     edge = np.clip((1 - np.hypot(x, y)) * radius + 0.5, 0, 1) * 255
     return picture(np.dstack([body, edge]))
-
-
-def column(rng, radius, colour):
-    """RGBA upright cylinder, three radii tall, with rough skin."""
-    n, tall = 2 * radius, 3 * radius
-    x = (np.arange(n, dtype=np.float32) + 0.5 - radius) / radius
-    light = 0.25 + 0.8 * np.clip(0.7 * np.sqrt(1 - x**2) - 0.6 * x, 0, 1)
-    skin = 1 + rng.uniform(0.03, 0.2) * fractal(rng, n, tall, rng.uniform(0.6, 1.4))
-    body = np.array(colour) * (light[None] * skin)[..., None]
-    y, cap = np.arange(tall, dtype=np.float32)[:, None], 0.25 * radius * np.sqrt(1 - x**2)[None]
-    top = y - 0.25 * radius
-    body[abs(top) < cap] = np.array(colour) * 1.15
-    edge = np.clip(np.minimum(top + cap, tall - 1 - 0.5 * radius - top + cap) + 0.5, 0, 1)
-    return picture(np.dstack([body, 255 * edge]))
 
 
 def box(rng, radius, colour):

@@ -32,7 +32,7 @@ ENCODERS = {
     "h264": ("libx264", {}),
     "hevc": ("libx265", {"preset": "superfast",
                          "x265-params": "pools=none:frame-threads=1:log-level=none"}),
-    "vp9": ("libvpx-vp9", {"b": "0", "deadline": "good", "cpu-used": "6", "row-mt": "0"}),
+    "vp9": ("libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "5"}),
     "av1": ("libsvtav1", {"preset": "12", "svtav1-params": "lp=1"}),
 }
 """FFmpeg's name and options; H.264's preset is `config.Data.preset`."""
@@ -189,13 +189,15 @@ def clips(scene: scenes.Scene, data: Data) -> list[dict]:
 
 
 def _laddered(scene, data) -> list[dict]:
-    """The clean original, every level of every codec, and some distorted originals."""
+    """The clean original, every level of every codec, and distorted originals (of a test scene one).
+    """
     rows = [_original(scene)]
     for codec in scene.codecs:
         other = codec != data.codec
         rows += [_variant(rows[0], codec, crf, other)
                  for crf in (LEVELS[codec] if other else data.crfs)]
-    return rows + [_faulty(scene, take) for take in range(data.distorted)]
+    takes = min(data.distorted, 1) if scene.split == "test" else data.distorted
+    return rows + [_faulty(scene, take) for take in range(takes)]
 
 
 def _uploaded(scene, data) -> list[dict]:

@@ -108,7 +108,7 @@ WORLDS = {
                "scraps of coloured paper", "shards of broken stone", "a heap of petals"),
     "terrain": ("rendered landscape", "snowy mountains under a clear sky", "desert hills at sunset",
                 "green hills under drifting clouds", "dark mountains at dusk"),
-    "solids": ("3-D rendering", "coloured balls, boxes and columns on a stone floor",
+    "solids": ("3-D rendering", "coloured balls and boxes on a stone floor",
                "toys on a tiled floor", "dark solids on a floor at night"),
     "cartoon": ("flat cartoon", "a cartoon village with houses and trees",
                 "a cartoon town at night", "cartoon creatures on a hill"),
@@ -144,8 +144,8 @@ EXPOSED = ("leaves", "terrain", "solids", "collage", "bokeh", "weave", "photo")
 OTHER_CODECS = ("hevc", "vp9", "av1")
 SPLITS = ("train", "validation", "test")
 WIDE, TALL = (16 / 9, 4 / 3, 16 / 9, 1.0, 9 / 16), (9 / 16, 9 / 16, 3 / 4)
-LINES = (270, 360, 540, 240, 360, 540, 288, 720)
-SMALL = (240, 270, 360, 540, 216, 288, 540)
+LINES = (270, 360, 540, 240, 288, 360, 240, 720)
+SMALL = (240, 540, 270, 216, 360, 540, 288, 240)
 
 
 class Set(NamedTuple):
@@ -165,7 +165,7 @@ SETS = {
     "lsvq-train": Set("train", SEEN, 0.25, LINES),
     "lsvq-validation": Set("validation", SEEN, 0.2, LINES),
     "lsvq-test": Set("test", (*UNSEEN, *SEEN), 0.25, LINES),
-    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1, (720, 720, 720, 1080, 720, 720)),
+    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1, (720,) * 11 + (1080,)),
     "yt-compress": Set("test", ("terrain", "game", "collage", "bokeh", "weave"), 0.3, SMALL),
     "youtube-ugc": Set("test", ("text", "lowlight", "game", "collage", "astronomy", "cartoon"), 0.3,
                        SMALL),
