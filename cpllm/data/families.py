@@ -434,9 +434,11 @@ def pixelart(rng, width, height, frames, variant):
         spot = (int(rng.integers(0, w)), int(rng.integers(h // 2, h)) // 8 * 8)
         image.paste(thing, spot, thing if thing.mode == "RGBA" else None)
     back = image.resize((w * zoom, h * zoom), Image.NEAREST).crop((0, 0, width, height))
-    crowd = [Layer(monster(rng, zoom), somewhere(rng, width, height),
-                   np.round((drift(rng, frames, 2 * lines) + hop(rng, frames, lines)) / zoom) * zoom)
-             for _ in range(rng.integers(2, 8))]
+    crowd = []
+    for _ in range(rng.integers(2, 8)):
+        path = drift(rng, frames, lines, 2) + hop(rng, frames, lines)
+        crowd.append(Layer(monster(rng, zoom), somewhere(rng, width, height),
+                           np.round(path / zoom) * zoom))  # from big pixel to big pixel
     return [Layer(back), *crowd]
 
 

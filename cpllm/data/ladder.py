@@ -189,8 +189,7 @@ def clips(scene: scenes.Scene, data: Data) -> list[dict]:
 
 
 def _laddered(scene, data) -> list[dict]:
-    """The clean original, every level of every codec, and distorted originals (of a test scene one).
-    """
+    """The clean original, every level of every codec, and distorted originals; in test, one."""
     rows = [_original(scene)]
     for codec in scene.codecs:
         other = codec != data.codec
