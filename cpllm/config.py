@@ -155,7 +155,7 @@ def smoke() -> Config:
         profile="smoke",
         seeds=(0,),
         data=Data(
-            6, 3, 3, singles=(6, 2, 1), distorted=2, frames=6, max_lines=144, other_ladders=1,
+            6, 3, 3, singles=(4, 2, 1), distorted=1, frames=6, max_lines=144, other_ladders=1,
             proxy_lines=144, proxy_every=1,
         ),
         video=Video(key_frames=2, high_size=32, patches=8, patch_size=32),
