@@ -105,8 +105,8 @@ def freeze(frames, strength, rng):
 
 
 def exposure(frames, strength, rng):
-    """Underexposure: 0.1 to 2 stops too dark. Too bright is left out: VMAF takes it for better."""
-    stops = -(0.1 + 1.9 * strength)
+    """Underexposure: 0.05 to 1 stop too dark. Too bright is left out: VMAF takes it for better."""
+    stops = -(0.05 + 0.95 * strength)
     # Gain acts on linear light; 2.2 is close enough to the transfer curve of all cameras.
     curve = np.clip((np.arange(256) / 255) * 2 ** (stops / 2.2), 0, 1) * 255
     return (curve + 0.5).astype(np.uint8)[frames]

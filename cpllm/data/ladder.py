@@ -31,7 +31,7 @@ from cpllm.data import distort, families, labels, manifests, scenes, video
 ENCODERS = {
     "h264": ("libx264", {}),
     "hevc": ("libx265", {"preset": "superfast",
-                         "x265-params": "pools=none:frame-threads=1:log-level=none"}),
+                         "x265-params": "pools=none:frame-threads=1:info=0:log-level=none"}),
     "vp9": ("libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "5"}),
     "av1": ("libsvtav1", {"preset": "12", "svtav1-params": "lp=1"}),
 }

@@ -144,7 +144,7 @@ EXPOSED = ("leaves", "terrain", "solids", "collage", "bokeh", "weave", "photo")
 OTHER_CODECS = ("hevc", "vp9", "av1")
 SPLITS = ("train", "validation", "test")
 WIDE, TALL = (16 / 9, 4 / 3, 16 / 9, 1.0, 9 / 16), (9 / 16, 9 / 16, 3 / 4)
-LINES = (270, 360, 540, 240, 288, 360, 240, 720)
+LINES = (270, 360, 540, 240, 288, 540, 240, 720, 270, 360, 216, 540)
 SMALL = (240, 540, 270, 216, 360, 540, 288, 240)
 
 
@@ -165,7 +165,7 @@ SETS = {
     "lsvq-train": Set("train", SEEN, 0.25, LINES),
     "lsvq-validation": Set("validation", SEEN, 0.2, LINES),
     "lsvq-test": Set("test", (*UNSEEN, *SEEN), 0.25, LINES),
-    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1, (720,) * 11 + (1080,)),
+    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1, (600, 720) * 8 + (1080, 600)),
     "yt-compress": Set("test", ("terrain", "game", "collage", "bokeh", "weave"), 0.3, SMALL),
     "youtube-ugc": Set("test", ("text", "lowlight", "game", "collage", "astronomy", "cartoon"), 0.3,
                        SMALL),
@@ -189,21 +189,23 @@ def catalog(data: config.Data) -> tuple[Scene, ...]:
     for name, kind in SETS.items():
         count = ladders.pop(kind.split, 0)
         for ladder, n in ((True, count), (False, singles[kind.split])):
-            photos = round(kind.photos * n)
-            scenes += _photographs(name, kind, ladder, photos, data)
-            scenes += _worlds(name, kind, ladder, n - photos, data)
+            photos = _photographs(name, kind, ladder, round(kind.photos * n), data)
+            scenes += [*photos, *_worlds(name, kind, ladder, n - len(photos), data)]
     return tuple(scenes)
 
 
 def _photographs(dataset: str, kind: Set, ladder: bool, count: int, data) -> list[Scene]:
-    """`count` scenes over the split's photographs in turn, each with its own crop and path."""
+    """`count` scenes over the split's photographs in turn, each with its own crop and path.
+
+    A photograph has one ladder at most, so that ladders count as sources.
+    """
     sizes = sorted({_size(lines, aspect, data.max_lines)
                     for lines in kind.lines for aspect in kind.aspects}, key=min)
     room = {name: _fitting(photograph(name)[0].size, sizes)
             for name, photo in PHOTOS.items() if photo.split == kind.split}
     names = [name for name in room if room[name]]
     scenes = []
-    for k in range(count):
+    for k in range(min(count, len(names)) if ladder else count):
         name = names[k % len(names)]
         size = room[name][(7 * (k // len(names)) + 3 * k) % len(room[name])]
         scenes.append(_scene(dataset, kind, ladder, name, "photo", size, k, data,
