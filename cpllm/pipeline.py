@@ -46,9 +46,10 @@ def preset(profile: str) -> config.Config:
     return cfg
 
 
-def build_data(profile: str, splits: Sequence[str] = ladder.SPLITS) -> pd.DataFrame:
+def build_data(profile: str, splits: Sequence[str] = ladder.SPLITS,
+               scheduler: str | None = None) -> pd.DataFrame:
     """The profile's videos, labels and manifest under data/<profile>."""
-    return ladder.build(preset(profile), DATA / profile, splits)
+    return ladder.build(preset(profile), DATA / profile, splits, scheduler=scheduler)
 
 
 def train_runs(profile: str, fresh: bool) -> None:
