@@ -15,6 +15,18 @@ from cpllm import config
 
 COLUMNS = ("path", "score", "word", "frames", "error")
 
+EVALUATED = {
+    "prediction": "the model's output, higher is better",
+    "mos": "the truth, higher is better",
+    "source": "what a row was made from; drawn whole (default: each row)",
+    "level": "quality step: higher never looks better, as CRF; blank for a reference",
+    "codec": "pairs stay within it",
+    "proxy": "FR-proxy 0-100: flip rates by its gap",
+    "dmos": "reference - variant (default: from --mos)",
+    "seed": "training run, where several scored the same videos",
+}
+"""Columns that `evaluate` may be told of."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 2 when a file or an argument was refused."""
@@ -72,6 +84,16 @@ def parser() -> argparse.ArgumentParser:
     bring.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the decoder's")
     bring.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     bring.add_argument("--out", type=Path, required=True, metavar="FILE")
+    evaluate = verb("evaluate", evaluate_file, "Judge predictions, of any model, in a CSV.")
+    evaluate.add_argument("file", type=Path, metavar="FILE.csv", help="one row per video")
+    for name, text in EVALUATED.items():
+        required = name in ("prediction", "mos")
+        evaluate.add_argument(f"--{name}", metavar="COL", required=required, help=text)
+    evaluate.add_argument("--id", default="video", metavar="COL", help="names of the videos")
+    evaluate.add_argument("--against", type=Path, metavar="OTHER.csv", help="a model to compare")
+    evaluate.add_argument("--against-prediction", metavar="COL", help="default: as --prediction")
+    evaluate.add_argument("--draws", type=int, default=2000, help="of the bootstrap")
+    evaluate.add_argument("--format", choices=("text", "json"), default="text")
     for sub in (data, train, reproduce):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
@@ -166,6 +188,18 @@ def train_model(args: argparse.Namespace) -> None:
     train.run(
         cfg, args.run_id or f"default-s{args.seed}", pipeline.DATA / args.profile, pipeline.RESULTS
     )
+
+
+def evaluate_file(args: argparse.Namespace) -> None:
+    """SRCC, KRCC, PLCC, RMSE, DMOS and flip rates with intervals, and paired differences."""
+    from cpllm import evaluation
+
+    columns = {name: getattr(args, name) for name in EVALUATED}
+    columns["crf"] = columns.pop("level")
+    result = evaluation.evaluate(
+        args.file, args.against, args.against_prediction, args.draws, video=args.id, **columns
+    )
+    evaluation.show(result) if args.format == "text" else _json(result)
 
 
 def import_checkpoints(args: argparse.Namespace) -> None:
