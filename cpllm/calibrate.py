@@ -50,7 +50,7 @@ def calibrate(frame: pd.DataFrame, truth: str = "proxy", level: float = 0.9,
     """
     metrics.check(frame, truth)
     sources = frame.source.nunique()
-    if level * (sources + 1) > sources:
+    if level * (sources + 1) > sources + 1e-9:
         raise ValueError(f"calibrate: {sources} sources; a {level:.0%} interval needs "
                          f"{int(np.ceil(level / (1 - level) - 1e-9))} or more")
     residual = np.abs(frame[truth].to_numpy(float) - _score(frame.prediction, curve))
