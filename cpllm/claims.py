@@ -157,19 +157,20 @@ def _lead(better: Cell, worse: Cell, margin: float, runs: pd.DataFrame, tables: 
 
     Where a system's rows are no scores (text answers), by the intervals of its table, unpaired.
     """
-    a, b = (_rows(runs, cell) for cell in (better, worse))
-    a, b = a[a.source.isin(b.source)], b[b.source.isin(a.source)]
+    scored = [_rows(runs, cell) for cell in (better, worse)]
+    known = [tables[(tables.system == _run(cell)) & (tables.metric == cell.metric) &
+                    (tables.status == "ok")] for cell in (better, worse)]
     text = f"{_name(better)} over {_name(worse)} in {better.metric}"
-    if len(a):
+    if not any(rows.empty for rows in scored):
+        a, b = (rows[rows.source.isin(other.source)]
+                for rows, other in zip(scored, scored[::-1], strict=True))
         found = metrics.difference(a, b, _statistic(better, margin), draws,
                                    other=_statistic(worse, 0))
-        seeds = min(a.seed.nunique(), b.seed.nunique())
-        return dict(zip(LEAD, (text, *found, seeds), strict=True))
-    ours = [tables[(tables.system == _run(c)) & (tables.metric == c.metric) &
-                   (tables.status == "ok")] for c in (better, worse)]
-    if lacking := [_name(c) for c, rows in zip((better, worse), ours, strict=True) if rows.empty]:
-        return {"lacking": lacking}
-    x, y = (rows.iloc[0] for rows in ours)
+        return dict(zip(LEAD, (text, *found, min(a.seed.nunique(), b.seed.nunique())), strict=True))
+    if any(rows.empty for rows in known):
+        return {"lacking": [_name(cell) for cell, *rows in zip(
+            (better, worse), scored, known, strict=True) if all(r.empty for r in rows)] or [text]}
+    x, y = (rows.iloc[0] for rows in known)
     lead, *ends = (_sign(better) * (p - q) + margin for p, q in
                    ((x.value, y.value), (x.ci_low, y.ci_high), (x.ci_high, y.ci_low)))
     return dict(zip(LEAD, (f"{text}, unpaired", lead, min(ends), max(ends), np.nan,
