@@ -15,6 +15,18 @@ from cpllm import config
 
 COLUMNS = ("path", "score", "word", "frames", "error")
 
+EVALUATED = {
+    "prediction": "the model's output, higher is better",
+    "mos": "the truth, higher is better",
+    "source": "what a row was made from; drawn whole (default: each row)",
+    "level": "quality step: higher never looks better, as CRF; blank for a reference",
+    "codec": "pairs stay within it",
+    "proxy": "FR-proxy 0-100: flip rates by its gap",
+    "dmos": "reference - variant (default: from --mos)",
+    "seed": "training run, where several scored the same videos",
+}
+"""Columns that `evaluate` may be told of."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 2 when a file or an argument was refused."""
@@ -100,6 +112,16 @@ def parser() -> argparse.ArgumentParser:
                        help="US dollars for a million tokens (default: as known for the model)")
     notes.add_argument("--dry-run", action="store_true", help="only say what it would cost")
     notes.add_argument("--yes", action="store_true", help="don't ask before spending")
+    evaluate = verb("evaluate", evaluate_file, "Judge predictions, of any model, in a CSV.")
+    evaluate.add_argument("file", type=Path, metavar="FILE.csv", help="one row per video")
+    for name, text in EVALUATED.items():
+        required = name in ("prediction", "mos")
+        evaluate.add_argument(f"--{name}", metavar="COL", required=required, help=text)
+    evaluate.add_argument("--id", default="video", metavar="COL", help="names of the videos")
+    evaluate.add_argument("--against", type=Path, metavar="OTHER.csv", help="a model to compare")
+    evaluate.add_argument("--against-prediction", metavar="COL", help="default: as --prediction")
+    evaluate.add_argument("--draws", type=int, default=2000, help="of the bootstrap")
+    evaluate.add_argument("--format", choices=("text", "json"), default="text")
     for sub in (data, train, reproduce):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
@@ -240,6 +262,18 @@ def train_model(args: argparse.Namespace) -> None:
             "--fresh forgets them"
         )
     train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp)
+
+
+def evaluate_file(args: argparse.Namespace) -> None:
+    """SRCC, KRCC, PLCC, RMSE, DMOS and flip rates with intervals, and paired differences."""
+    from cpllm import evaluation
+
+    columns = {name: getattr(args, name) for name in EVALUATED}
+    columns["crf"] = columns.pop("level")
+    result = evaluation.evaluate(
+        args.file, args.against, args.against_prediction, args.draws, video=args.id, **columns
+    )
+    evaluation.show(result) if args.format == "text" else _json(result)
 
 
 def import_checkpoints(args: argparse.Namespace) -> None:
