@@ -197,7 +197,7 @@ def _refuse(table, wrong, column, expected, name, first) -> None:
 
 def prediction_rows(table: pd.DataFrame) -> pd.DataFrame:
     """What predictions.csv repeats of a manifest. An original's own CRF is no level: left empty."""
-    columns = ["video", "source", "family", "subset", "split", "role", "distortion", "codec", "crf",
-               "proxy", "mos", "dmos"]
+    columns = ["video", "source", "family", "dataset", "subset", "split", "role", "distortion",
+               "codec", "crf", "proxy", "mos", "dmos"]
     rows = table[[c for c in columns if c in table]]
     return rows.assign(crf=rows["crf"].where(rows["role"] == "variant")) if "crf" in rows else rows
