@@ -250,12 +250,12 @@ def annotate_clips(args: argparse.Namespace) -> int:
 def train_model(args: argparse.Namespace) -> None:
     """Train and record one run, alone or as one of several processes."""
     _quiet()
-    from cpllm import mesh, pipeline, train
+    from cpllm import mesh, pipeline, records, train
 
     mesh.join(args.coordinator, args.processes, args.process)
     cfg = config.replace(pipeline.preset(args.profile), seed=args.seed)
     run_id, data = args.run_id or f"default-s{args.seed}", pipeline.DATA / args.profile
-    kept = train.checkpoints(data, run_id)
+    kept = records.checkpoints(data, run_id)
     if kept.exists() and not (args.resume or args.fresh):
         raise ValueError(
             f"{kept}: holds checkpoints of an unfinished run; --resume goes on from the last one, "

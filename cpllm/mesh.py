@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp")
 
-RULES = {"kernel": P("fsdp", None), "embedding": P("fsdp", None)}
+RULES = {"kernel": P("fsdp", None), "table": P("fsdp", None)}
 """Which of a leaf's last two axes is cut over `fsdp`, by the leaf's name; every other leaf (norms,
 biases, positions, LoRA's small factors) is whole on each device. Both axes cut the batch."""
 

@@ -62,7 +62,9 @@ def train_runs(profile: str, fresh: bool) -> None:
     ids = run_ids(profile)
     for run_id, seed in ids.items():
         folder = records.run_folder(RESULTS, profile, run_id)
-        if (folder / "metrics.json").exists() and not fresh:
+        if fresh:
+            shutil.rmtree(records.checkpoints(DATA / profile, run_id), ignore_errors=True)
+        elif (folder / "metrics.json").exists():
             continue
         home = RESULTS / profile / "notebooks" if run_id == next(iter(ids)) else folder
         sweep.run_notebook(

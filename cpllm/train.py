@@ -325,7 +325,7 @@ def run(
     table = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
     rows = {s: table[table["split"] == s] for s in ("train", "validation")}
     look = validation_look(rows["validation"], data)
-    kept = checkpoints(data, run_id)
+    kept = records.checkpoints(data, run_id)
     if not resume:
         shutil.rmtree(kept, ignore_errors=True)
     done = fit(cfg, rows["train"], data, _store(data, cfg), look, kept, fsdp)
@@ -340,8 +340,3 @@ def run(
         records.write_json(folder / "provenance.json", made)
         shutil.rmtree(kept, ignore_errors=True)
     return numbers
-
-
-def checkpoints(data: Path, run_id: str) -> Path:
-    """Folder of an unfinished run's checkpoints; absent when it is done."""
-    return data / "checkpoints" / run_id
