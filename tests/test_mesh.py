@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cpllm import config, mesh, train
+from cpllm import config, mesh
 from cpllm.data import ladder
 from cpllm.model import weights
 from tests.test_train import CFG as TINY
@@ -21,7 +21,7 @@ CFG = config.replace(TINY, steps=4, batch=16, warmup=1, select_every=1)
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from cpllm import config, mesh, train
+from cpllm import config, mesh
 from cpllm.data import manifests
 cfg, data, out, fsdp, *join = json.loads(sys.argv[1])
 mesh.join(*join)
@@ -41,9 +41,8 @@ def data(tmp_path_factory, ffmpeg):
 
 def start(data, out, devices, fsdp=1, *join) -> subprocess.Popen:
     words = json.dumps([CFG.to_dict(), str(data), str(out), fsdp, *join])
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, words],
-                            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"})  # fmt: skip
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, words], env=os.environ | flags)
 
 
 @pytest.fixture(scope="module")
