@@ -80,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, when several")
     train.add_argument("--processes", type=int, help="how many (found by itself on TPU, SLURM)")
     train.add_argument("--process", type=int, help="which of them this is")
+    train.add_argument("--data", type=Path, metavar="DIR",
+                       help="folder with a manifest.csv (default: what cpllm data made)")
     reproduce = verb("reproduce", reproduce_profile, "Redo what is not up to date.")
     reproduce.add_argument("--fresh", action="store_true", help="train everything anew")
     bring = verb("import-weights", import_checkpoints, "Join public checkpoints into one file.")
@@ -100,6 +102,9 @@ def parser() -> argparse.ArgumentParser:
                       help="the label file's column for path, mos, dmos, …")
     sets.add_argument("--manifest", type=Path, metavar="FILE", help="default: DIR/manifest.csv")
     sets.add_argument("--decode", action="store_true", help="decode every frame, not one a clip")
+    ladders = verb("lint-ladder", lint_ladders, "Find duplicate, drifting or disordered encodes.")
+    ladders.add_argument("path", type=Path, metavar="FOLDER|MANIFEST.csv",
+                         help="clips named like scene@crf31.mp4, or a manifest of such")
     notes = verb("annotate", annotate_clips, "Let Gemini describe a manifest's originals.")
     notes.add_argument("manifest", type=Path, metavar="MANIFEST")
     notes.add_argument("--root", type=Path, metavar="DIR", help="default: the manifest's folder")
@@ -224,6 +229,17 @@ def manifest(args: argparse.Namespace) -> int:
     return int(bool(bad))
 
 
+def lint_ladders(args: argparse.Namespace) -> int:
+    """A line for each finding; 1 when there are some."""
+    from cpllm.data import lint
+
+    n, found = lint.lint_path(args.path)
+    for ladder, kind, videos, text in found:
+        print(f"{ladder}: {kind}: {', '.join(videos)}: {text}")
+    print(f"{n:,} rungs, {len(found):,} findings")
+    return int(bool(found))
+
+
 def annotate_clips(args: argparse.Namespace) -> int:
     """Say the cost, ask, describe; 1 where clips got no description, each named."""
     from cpllm.data import gemini, manifests
@@ -254,7 +270,8 @@ def train_model(args: argparse.Namespace) -> None:
 
     mesh.join(args.coordinator, args.processes, args.process)
     cfg = config.replace(pipeline.preset(args.profile), seed=args.seed)
-    run_id, data = args.run_id or f"default-s{args.seed}", pipeline.DATA / args.profile
+    run_id = args.run_id or f"default-s{args.seed}"
+    data = args.data or pipeline.DATA / args.profile
     kept = records.checkpoints(data, run_id)
     if kept.exists() and not (args.resume or args.fresh):
         raise ValueError(

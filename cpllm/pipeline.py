@@ -38,10 +38,11 @@ def preset(profile: str) -> config.Config:
     if cfg.data.dataset != "scenes":
         raise ValueError(
             f"{profile}: {cfg.data.dataset.upper()} and the public checkpoints can't be shipped. "
-            "Bring its videos and label files, and SigLIP So400m/14@448, VideoPrism-B and Gemma-2B "
-            "(for instance PaliGemma-3B-pt-448 and videoprism-base-f16r288; cpllm import-weights "
-            "reads them); a reader for the dataset is not written yet. The profile pocket needs "
-            "neither: --profile pocket"
+            f"Bring its videos and label files (whence: data_manifests/{cfg.data.dataset}.yaml; "
+            f"cpllm manifest build {cfg.data.dataset} --root DIR reads and checks them, cpllm "
+            "annotate DIR/manifest.csv describes them), and SigLIP So400m/14@448, VideoPrism-B and "
+            "Gemma-2B (for instance PaliGemma-3B-pt-448 and videoprism-base-f16r288; cpllm "
+            "import-weights reads them). The profile pocket needs none of it: --profile pocket"
         )
     return cfg
 

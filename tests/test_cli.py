@@ -162,6 +162,7 @@ def test_the_paper_profile_says_what_to_bring(capsys):
         assert code == 2
         assert "LSVQ" in err
         assert "VideoPrism" in err
+        assert "cpllm manifest build lsvq --root DIR" in err
 
 
 def test_importing_the_package_costs_no_jax():

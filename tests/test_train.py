@@ -98,6 +98,31 @@ def test_a_loss_that_is_not_finite_stops_with_step_part_videos_and_last_checkpoi
         train.run(CFG, "spoilt", data, tmp_path)
 
 
+@pytest.mark.slow
+def test_a_set_that_a_user_brought_trains_from_labels_to_run(tmp_path):
+    """Label lines and clips → manifest → descriptions → a run that validates on held-out rows."""
+    from cpllm.data import datasets, ladder, manifests
+    from tests.conftest import made_frames
+
+    names = [f"ia-batch1/clip{i}.mp4" for i in range(60)]
+    (tmp_path / "ia-batch1").mkdir()
+    for i, name in enumerate(names):
+        ladder.encode(made_frames(6, seed=i), tmp_path / name, 20 + i % 30, 25)
+    (tmp_path / "lsvq_train.txt").write_text("".join(
+        f"{name}, -1, -1, {90 - i % 30}\n" for i, name in enumerate(names)))
+    labels = [tmp_path / "lsvq_train.txt"]
+    table, _, bad = datasets.build("lsvq", tmp_path, labels, progress=False)
+    assert not bad and {"train", "validation"} == set(table["split"])
+    manifests.write(table, tmp_path / "manifest.csv")
+    (tmp_path / "descriptions.jsonl").write_text("".join(
+        json.dumps({"video": v, "text": "A square. Synthetic. Its quality is good."}) + "\n"
+        for v in table["video"]))
+    cfg = config.replace(CFG, steps=2, warmup=0, select_every=2, max_text=120)
+    found = train.run(cfg, "brought", tmp_path, tmp_path / "results")
+    assert np.isfinite([found[part] for part in train.PARTS]).all()
+    assert "validation_srcc" in found and "validation_flip_10" not in found
+
+
 def test_a_cosine_schedule_warms_up_and_ends_at_zero():
     import jax.numpy as jnp
 
