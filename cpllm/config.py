@@ -99,6 +99,8 @@ class Model:
     predictor: str = "token"  # token: MLP per token, then mean | pooled: mean, then MLP
     predictor_hidden: int = 256
     local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
+    dtype: str = "float32"  # of products and activations; weights, norms, softmax stay float32
+    remat: bool = False  # recompute each block in the backward pass instead of keeping it
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,10 @@ def paper() -> Config:
     return Config(
         profile="paper",
         data=Data(dataset="lsvq"),
-        model=Model(high=SO400M_448, low=VIDEOPRISM_B, decoder=GEMMA_2B, predictor_hidden=2048),
+        model=Model(
+            high=SO400M_448, low=VIDEOPRISM_B, decoder=GEMMA_2B, predictor_hidden=2048,
+            dtype="bfloat16", remat=True,
+        ),
         train=Train(steps=epochs * videos // batch, batch=batch),
     )
 

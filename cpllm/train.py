@@ -72,24 +72,25 @@ def parameter_table(model: config.Model) -> pd.DataFrame:
 
 
 def forward(model: CPLLM, batch: dict[str, Array]) -> tuple[Array, Array]:
-    """Quality float32[B,2] and logits float32[B,L,V] of a batch of pairs and duplicated singles."""
+    """Quality float32[B,2] and the text's hidden states [B,L,D] of a batch of pairs and singles."""
     u, v = model.see(batch["view"], batch["patches"], batch["present"])
     members = [batch["first"], batch["second"]]
     q_hat = model.score(u, v)
     seen = [(u[i], v[i]) for i in members]
-    logits = model.read(
+    hidden = model.read(
         seen, members[0] != members[1], {k: batch[k] for k in ("tokens", "valid", "answer")}
     )
-    return jnp.stack([q_hat[i] for i in members], 1), logits
+    return jnp.stack([q_hat[i] for i in members], 1), hidden
 
 
 def loss_parts(model: CPLLM, batch: dict[str, Array]) -> tuple[Array, Array, Array]:
     """L1, L2 and L3 of a batch."""
-    q_hat, logits = forward(model, batch)
+    q_hat, hidden = forward(model, batch)
+    targets, answer = batch["tokens"][:, 1:], batch["answer"][:, 1:]
     return (
         losses.ranking_loss(batch["q"], q_hat),
         losses.regression_loss(batch["q"][:, 0], q_hat[:, 0], batch["has_mos"]),
-        losses.text_loss(logits[:, :-1], batch["tokens"][:, 1:], batch["answer"][:, 1:]),
+        losses.text_loss(hidden[:, :-1], model.decoder.logits, targets, answer),
     )
 
 
