@@ -15,6 +15,18 @@ from cpllm import config
 
 COLUMNS = ("path", "score", "word", "frames", "error")
 
+EVALUATED = {
+    "prediction": "the model's output, higher is better",
+    "mos": "the truth, higher is better",
+    "source": "what a row was made from; drawn whole (default: each row)",
+    "level": "quality step: higher never looks better, as CRF; blank for a reference",
+    "codec": "pairs stay within it",
+    "proxy": "FR-proxy 0-100: flip rates by its gap",
+    "dmos": "reference - variant (default: from --mos)",
+    "seed": "training run, where several scored the same videos",
+}
+"""Columns that `evaluate` may be told of."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 2 when a file or an argument was refused."""
@@ -62,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
     train = verb("train", train_model, "Train one configuration.")
     train.add_argument("--run-id", help="name of the run (default: default-s<seed>)")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    train.add_argument("--fresh", action="store_true", help="forget an unfinished run")
+    train.add_argument("--fsdp", type=int, default=1, help="devices that share one model copy")
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, when several")
+    train.add_argument("--processes", type=int, help="how many (found by itself on TPU, SLURM)")
+    train.add_argument("--process", type=int, help="which of them this is")
     train.add_argument("--data", type=Path, metavar="DIR",
                        help="folder with a manifest.csv (default: what cpllm data made)")
     reproduce = verb("reproduce", reproduce_profile, "Redo what is not up to date.")
@@ -99,6 +117,16 @@ def parser() -> argparse.ArgumentParser:
                        help="US dollars for a million tokens (default: as known for the model)")
     notes.add_argument("--dry-run", action="store_true", help="only say what it would cost")
     notes.add_argument("--yes", action="store_true", help="don't ask before spending")
+    evaluate = verb("evaluate", evaluate_file, "Judge predictions, of any model, in a CSV.")
+    evaluate.add_argument("file", type=Path, metavar="FILE.csv", help="one row per video")
+    for name, text in EVALUATED.items():
+        required = name in ("prediction", "mos")
+        evaluate.add_argument(f"--{name}", metavar="COL", required=required, help=text)
+    evaluate.add_argument("--id", default="video", metavar="COL", help="names of the videos")
+    evaluate.add_argument("--against", type=Path, metavar="OTHER.csv", help="a model to compare")
+    evaluate.add_argument("--against-prediction", metavar="COL", help="default: as --prediction")
+    evaluate.add_argument("--draws", type=int, default=2000, help="of the bootstrap")
+    evaluate.add_argument("--format", choices=("text", "json"), default="text")
     for sub in (data, train, reproduce):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
@@ -236,13 +264,33 @@ def annotate_clips(args: argparse.Namespace) -> int:
 
 
 def train_model(args: argparse.Namespace) -> None:
-    """Train and record one run."""
+    """Train and record one run, alone or as one of several processes."""
     _quiet()
-    from cpllm import pipeline, train
+    from cpllm import mesh, pipeline, records, train
 
+    mesh.join(args.coordinator, args.processes, args.process)
     cfg = config.replace(pipeline.preset(args.profile), seed=args.seed)
+    run_id = args.run_id or f"default-s{args.seed}"
     data = args.data or pipeline.DATA / args.profile
-    train.run(cfg, args.run_id or f"default-s{args.seed}", data, pipeline.RESULTS)
+    kept = records.checkpoints(data, run_id)
+    if kept.exists() and not (args.resume or args.fresh):
+        raise ValueError(
+            f"{kept}: holds checkpoints of an unfinished run; --resume goes on from the last one, "
+            "--fresh forgets them"
+        )
+    train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp)
+
+
+def evaluate_file(args: argparse.Namespace) -> None:
+    """SRCC, KRCC, PLCC, RMSE, DMOS and flip rates with intervals, and paired differences."""
+    from cpllm import evaluation
+
+    columns = {name: getattr(args, name) for name in EVALUATED}
+    columns["crf"] = columns.pop("level")
+    result = evaluation.evaluate(
+        args.file, args.against, args.against_prediction, args.draws, video=args.id, **columns
+    )
+    evaluation.show(result) if args.format == "text" else _json(result)
 
 
 def import_checkpoints(args: argparse.Namespace) -> None:

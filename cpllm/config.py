@@ -20,16 +20,19 @@ CRFS = tuple(range(13, 52, 2))
 class Data:
     """Built-in scenes and their ladders. Counts are scenes; each scene belongs to one source."""
 
-    train_scenes: int = 66
-    validation_scenes: int = 16
+    train_scenes: int = 64  # with a ladder each
+    validation_scenes: int = 24
     test_scenes: int = 40
-    distorted: int = 4  # distorted originals per scene; its clean one carries the ladder
+    singles: tuple[int, ...] = (400, 60, 150)  # without: train, validation, each test set
+    distorted: int = 3  # faulty originals of a scene with a ladder; in test one at most
     frames: int = 12
-    max_lines: int = 540  # upper bound on the short side of a clip
+    max_lines: int = 1080  # upper bound on the short side of a clip
     crfs: tuple[int, ...] = CRFS
+    other_ladders: int = 6  # test scenes that are encoded by VP9, H.265 and AV1 too
     codec: str = "h264"
-    preset: str = "medium"
-    proxy_lines: int = 540  # VMAF compares both clips scaled to this short side
+    preset: str = "veryfast"
+    proxy_lines: int = 360  # VMAF compares both clips scaled to this short side
+    proxy_every: int = 2  # VMAF looks at each second frame
     dataset: str = "scenes"  # built in; anything else is the user's to bring
 
 
@@ -70,7 +73,8 @@ class VideoPrism:
     patch: int
     image: int
     frames: int = 16
-    softcap: float = 50.0
+    softcap: float = 50.0  # of the attention logits; 0: none
+    exact_gelu: bool = True  # False: the tanh form
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class Model:
     predictor: str = "token"  # token: MLP per token, then mean | pooled: mean, then MLP
     predictor_hidden: int = 256
     local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
+    dtype: str = "float32"  # of products and activations; weights, norms, softmax stay float32
+    remat: bool = False  # recompute each block in the backward pass instead of keeping it
 
 
 @dataclass(frozen=True)
@@ -118,10 +124,14 @@ class Train:
     within_share: float = 0.5  # of pairs: both members from one source; not specified
     regress_on: str = "originals"  # Eq. 2's set M: originals | all
     frames: int = 2  # key frames of a training video that are kept decoded; a step draws one
+    patches: int = 0  # of a frame in a step; 0: all K
     max_text: int = 512  # L
     augment: bool = False
     seed: int = 0
     select_every: int = 250  # steps between looks at the validation sources
+    save_every: int = 250  # steps between checkpoints
+    keep: int = 2  # newest checkpoints that stay, beside the best
+    accumulate: int = 1  # batches whose gradients make one update
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,10 @@ def smoke() -> Config:
     return Config(
         profile="smoke",
         seeds=(0,),
-        data=Data(6, 3, 3, distorted=2, frames=6, max_lines=144, proxy_lines=144),
+        data=Data(
+            6, 3, 3, singles=(4, 2, 1), distorted=1, frames=6, max_lines=144, other_ladders=1,
+            proxy_lines=144, proxy_every=1,
+        ),
         video=Video(key_frames=2, high_size=32, patches=8, patch_size=32),
         model=Model(
             high=Siglip(1, 32, 64, 2, 16, 32),
@@ -174,11 +187,12 @@ def pocket() -> Config:
     """Small towers that a laptop trains in a quarter of an hour."""
     return Config(
         profile="pocket",
-        # The FR-proxy compares at 540 lines, so the model looks at 540 lines too.
-        video=Video(high_size=96, enlarge=True, patches=8, patch_size=64),
+        # The FR-proxy compares all clips at one size, so the model looks at all at one size too.
+        video=Video(high_size=96, enlarge=True, patches=24, patch_size=64),
         model=Model(
             high=Siglip(3, 96, 384, 4, 24, 96),
-            low=VideoPrism(3, 0, 96, 384, 4, 16, 64),
+            # Neither erf nor a softcap: on a CPU both cost as much as the products between them.
+            low=VideoPrism(3, 0, 96, 384, 4, 16, 64, softcap=0.0, exact_gelu=False),
             decoder=Gemma(2, 96, 256, 4, 1, 24, 1024),
             high_finetune="all",
             decoder_finetune="all",
@@ -186,8 +200,8 @@ def pocket() -> Config:
             local_norm=True,
         ),
         train=Train(
-            steps=500, batch=16, learning_rate=1e-3, schedule="cosine", warmup=100,
-            weight_decay=1e-2, clip_norm=1.0, max_text=88, augment=True, select_every=250,
+            steps=1500, batch=16, learning_rate=1e-3, schedule="cosine", warmup=100, patches=8,
+            weight_decay=1e-2, clip_norm=1.0, max_text=88, augment=True, select_every=500,
             regress_on="all",  # the FR-proxy of a variant is measured like an original's
         ),
     )
@@ -199,7 +213,10 @@ def paper() -> Config:
     return Config(
         profile="paper",
         data=Data(dataset="lsvq"),
-        model=Model(high=SO400M_448, low=VIDEOPRISM_B, decoder=GEMMA_2B, predictor_hidden=2048),
+        model=Model(
+            high=SO400M_448, low=VIDEOPRISM_B, decoder=GEMMA_2B, predictor_hidden=2048,
+            dtype="bfloat16", remat=True,
+        ),
         train=Train(steps=epochs * videos // batch, batch=batch),
     )
 

@@ -63,8 +63,8 @@ def _see(graph: nnx.GraphDef, params: nnx.State, inputs: Batch):
 @partial(jax.jit, static_argnums=0)
 def _next(graph: nnx.GraphDef, params: nnx.State, seen, second, tokens: Batch, at: int):
     """Most likely token after position `at` of one text."""
-    logits = nnx.merge(graph, params).read(seen, second, tokens)
-    return logits[0, at].argmax()
+    model = nnx.merge(graph, params)
+    return model.decoder.logits(model.read(seen, second, tokens)[0, at]).argmax()
 
 
 class Scorer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -27,14 +29,37 @@ def regression_loss(q: Array, q_hat: Array, has_mos: Array) -> Array:
     return jnp.where(has_mos, (q - q_hat) ** 2, 0).sum() / jnp.maximum(has_mos.sum(), 1)
 
 
-def text_loss(logits: Array, targets: Array, answer: Array) -> Array:
+def text_loss(
+    hidden: Array,
+    logits: Callable[[Array], Array],
+    targets: Array,
+    answer: Array,
+    chunk: int = 32,
+) -> Array:
     """Eq. 3: L3 = -1/Σ O_i Σ_i Σ_k log p̂_{i,k}(z_{i,k}), over answer tokens alone.
 
-    logits: float[B,L,V], at the position before each target; targets: int[B,L];
-    answer: bool[B,L], True where the target belongs to the answer.
+    hidden: [B,L,D] at the position before each target, and `logits` makes float32[...,V] of it;
+    targets: int[B,L]; answer: bool[B,L], True where the target belongs to the answer.
+    Answers move to the front of each text; logits exist for `chunk` of them at a time,
+    float32[B,chunk,V], and again in the backward pass; a chunk without answers costs nothing.
     """
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
-    return -jnp.where(answer, chosen, 0).sum() / jnp.maximum(answer.sum(), 1)
+    order = jnp.argsort(~answer, axis=1, stable=True)
+
+    def chunks(x: Array) -> Array:  # [B,L,...] → [L/chunk,B,chunk,...]
+        x = jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), 1)
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk), *[(0, 0)] * (x.ndim - 2)])
+        return x.reshape(len(x), -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    def entropy(hidden: Array, targets: Array, answer: Array) -> Array:
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits(hidden)), targets[..., None], -1)
+        return -jnp.where(answer, chosen[..., 0], 0).sum()
+
+    @jax.checkpoint
+    def add(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return total + jax.lax.cond(part[2].any(), entropy, lambda *_: jnp.float32(0), *part), None
+
+    total, _ = jax.lax.scan(add, jnp.float32(0), tuple(map(chunks, (hidden, targets, answer))))
+    return total / jnp.maximum(answer.sum(), 1)
 
 
 def total_loss(parts: tuple[Array, Array, Array], weights: tuple[float, float, float]) -> Array:

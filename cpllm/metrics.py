@@ -4,11 +4,16 @@ Frames hold one row per scored video: its id `video`, `source` (what was split a
 `prediction`, a truth such as `proxy`; for flip rates `crf`, `codec` and `ladder`, whose levels may
 be paired (else what precedes "@" in `video`, else the source); `seed` where several training runs
 scored the same videos. Degenerate input: a ValueError naming rows, or a NaN that is documented.
+
+Pairs: Table 3 by CRF difference; Tables 1 and 4 over all ordered levels of a source, `diff=None`.
+The paper defines none for the latter, and its .082 (LSVQ-1080p) is neither the mean of its Table 3
+(.050) nor what that table, if it never rises, leaves for all 190 pairs (.028 to .034).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +24,10 @@ from scipy import optimize, stats
 Statistic = Callable[[pd.DataFrame, NDArray], NDArray]
 """(frame of one seed, counts int[draws, sources]) -> float[draws]. Column j counts how often the
 j-th of the sorted sources occurs in the resample; all ones is the sample itself."""
+
+
+STRATA = {"gap < 2": (-np.inf, 2), "2 <= gap < 6": (2, 6), "gap >= 6": (6, np.inf)}
+"""FR-proxy gaps of a pair, in points of 0–100, that flip rates are told apart by."""
 
 
 class FlipRate(NamedTuple):
@@ -36,6 +45,16 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+    n_sources: int
+
+
+class Difference(NamedTuple):
+    """First minus second model, its 95% interval over sources, and a two-sided p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
     n_sources: int
 
 
@@ -58,22 +77,36 @@ def plcc(truth: ArrayLike, prediction: ArrayLike) -> float:
 
 
 def plcc_logistic(truth: ArrayLike, prediction: ArrayLike) -> float:
-    """Pearson after ŷ = β₂ + (β₁ − β₂) / (1 + exp(−(x − β₃) / |β₄|)) is fitted to the truth.
+    """Pearson after `fit_logistic`; NaN where that is.
 
-    Start: β = (max truth, min truth, mean x, std x / 4). The fit may turn round (β₁ < β₂), so a
-    reversed ranker scores high here: read it beside SRCC. NaN if a side is constant, with fewer
-    than 4 rows, or where the fit does not converge.
+    The fit may turn round (β₁ < β₂), so a reversed ranker scores high here: read it beside SRCC.
+    """
+    beta = fit_logistic(truth, prediction)
+    return plcc(truth, logistic(prediction, *beta)) if np.isfinite(beta).all() else float("nan")
+
+
+def logistic(x: ArrayLike, top: float, bottom: float, middle: float, scale: float) -> NDArray:
+    """ŷ = β₂ + (β₁ − β₂) / (1 + exp(−(x − β₃) / |β₄|)), the field's 4-parameter curve."""
+    z = np.clip((np.asarray(x, float) - middle) / max(abs(scale), 1e-12), -500, 500)
+    return bottom + (top - bottom) / (1 + np.exp(-z))
+
+
+def fit_logistic(truth: ArrayLike, prediction: ArrayLike) -> NDArray:
+    """β of `logistic` by least squares: float[4], from (max y, min y, mean x, std x / 4).
+
+    NaN if a side is constant, with fewer than 4 rows, or where the fit does not converge.
     """
     truth, prediction = _columns(truth, prediction)
     if len(truth) < 4 or np.ptp(truth) == 0 or np.ptp(prediction) == 0:
-        return float("nan")
-    x = (prediction - prediction.mean()) / prediction.std()  # the same curve, well conditioned
+        return np.full(4, np.nan)
+    mean, std = prediction.mean(), prediction.std()
+    x = (prediction - mean) / std  # the same curve, well conditioned
     start = [truth.max(), truth.min(), 0.0, 0.25]
     try:
-        beta, _ = optimize.curve_fit(_logistic, x, truth, start, maxfev=20000)
+        beta, _ = optimize.curve_fit(logistic, x, truth, start, maxfev=20000)
     except RuntimeError:
-        return float("nan")
-    return plcc(truth, _logistic(x, *beta))
+        return np.full(4, np.nan)
+    return np.array([*beta[:2], mean + std * beta[2], std * beta[3]])
 
 
 def rmse(truth: ArrayLike, prediction: ArrayLike) -> float:
@@ -82,36 +115,54 @@ def rmse(truth: ArrayLike, prediction: ArrayLike) -> float:
     return float(np.sqrt(np.mean((prediction - truth) ** 2))) if len(truth) else float("nan")
 
 
-def flip_pairs(frame: pd.DataFrame, diff: float | None = None) -> pd.DataFrame:
+def differential(frame: pd.DataFrame, truth: str = "proxy") -> pd.DataFrame:
+    """The rows with a level as DMOS: `truth` and `prediction` become reference − variant.
+
+    0 is as good as the reference and more is worse, on both sides: a good model correlates
+    positively. The reference is the ladder's only undistorted row without a level; ladders with
+    none or several are left out. A column `dmos`, that sign, replaces the difference of truths.
+    """
+    rows = _laddered(frame)
+    keys = [key for key in ("seed", "source", "ladder") if key in rows]
+    references = rows[rows.crf.isna() & (rows.get("distortion", "none") == "none")]
+    references = references.drop_duplicates(keys, keep=False)[[*keys, truth, "prediction"]]
+    joined = rows[rows.crf.notna()].merge(references, on=keys, suffixes=("", "_0"))
+    return joined.assign(**{truth: joined.get("dmos", joined[f"{truth}_0"] - joined[truth]),
+                            "prediction": joined.prediction_0 - joined.prediction})
+
+
+def flip_pairs(frame: pd.DataFrame, diff: float | None = None,
+               truth: str = "proxy") -> pd.DataFrame:
     """Pairs of one ladder's levels, and whether the prediction orders them wrongly.
 
     Section 4.1: flip rate is "the percentage of incorrectly ranked pairs of videos derived from
     the same source but with different compression levels". The truth is the paper's assumption
     that a higher CRF never looks better. Rows without a CRF are originals and form no pair;
-    `diff` keeps the pairs whose CRFs differ by exactly that. Worked example, diff=2:
+    `diff` keeps the pairs whose CRFs differ by exactly that. `gap`, where the frame has the
+    column `truth`: by how much that prefers the lower CRF. Worked example, diff=2:
         crf 13 15 17, prediction 80 81 81  ->  (13, 15) flip, (15, 17) tie
     """
-    check(frame, "crf")
-    levels = frame[frame.crf.notna()]
-    scene = levels.video.astype(str).str.extract("(.+)@")[0].fillna(levels.source.astype(str))
-    levels = levels.assign(ladder=levels.get("ladder", scene))
+    levels = _laddered(frame)
+    levels = levels[levels.crf.notna()]
     keys = [key for key in ("seed", "source", "ladder", "codec") if key in levels]
     if (twice := levels.duplicated([*keys, "crf"])).any():
         raise ValueError(f"flip_pairs: {twice.sum()} levels occur twice in a ladder (first: "
-                         f"{levels.video[twice].iloc[0]})")
+                         f"{levels.video[twice].iloc[0]}); a column codec or ladder tells apart")
     row = levels.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
     ladders = levels[keys].drop_duplicates()  # in the order in which `row` numbers them
     crfs, column = np.unique(levels.crf.to_numpy(float), return_inverse=True)
-    grid = np.full((len(ladders), len(crfs)), np.nan)  # prediction of ladder by level
-    grid[row, column] = levels.prediction
+    grid = np.full((len(ladders), len(crfs)), -1)  # place in `levels` of ladder by level
+    grid[row, column] = np.arange(len(levels))
     low, high = np.triu_indices(len(crfs), 1)
     wanted = (diff is None) | (crfs[high] - crfs[low] == diff)
-    ladder, pair = np.nonzero(wanted & ~np.isnan(grid[:, low] + grid[:, high]))
+    ladder, pair = np.nonzero(wanted & (grid[:, low] >= 0) & (grid[:, high] >= 0))
     low, high = low[pair], high[pair]
-    better, worse = grid[ladder, low], grid[ladder, high]
+    first, second = grid[ladder, low], grid[ladder, high]
+    value, known = levels.prediction.to_numpy(), levels.get(truth, levels.crf * np.nan).to_numpy()
     return ladders.iloc[ladder].reset_index(drop=True).assign(
         crf_low=crfs[low], crf_high=crfs[high], diff=crfs[high] - crfs[low],
-        flip=better < worse, tie=better == worse)
+        flip=value[first] < value[second], tie=value[first] == value[second],
+        gap=known[first] - known[second])
 
 
 def flip_rate(frame: pd.DataFrame, diff: float | None = None) -> FlipRate:
@@ -123,10 +174,25 @@ def flip_rate(frame: pd.DataFrame, diff: float | None = None) -> FlipRate:
     return FlipRate(strict, ties, strict + ties / 2, len(pairs))
 
 
-def flips(frame: pd.DataFrame, counts: NDArray, diff: float | None = None,
-          kind: str = "strict") -> NDArray:
-    """`flip_rate`'s strict, ties or half as a Statistic: a draw is a ratio of weighted counts."""
-    pairs = flip_pairs(frame, diff)
+def flip_table(frame: pd.DataFrame, by: str | list[str],
+               diff: float | None = None) -> pd.DataFrame:
+    """`FlipRate`'s fields, a row for each "source", "codec", "diff" or several of them."""
+    pairs = flip_pairs(frame, diff).astype({"flip": float, "tie": float})
+    table = pairs.groupby(by).agg(strict=("flip", "mean"), ties=("tie", "mean"),
+                                  pairs=("tie", "size"))
+    table.insert(2, "half", table.strict + table.ties / 2)
+    return table
+
+
+def flips(frame: pd.DataFrame, counts: NDArray, diff: float | None = None, kind: str = "strict",
+          gap: tuple[float, float] | None = None, truth: str = "proxy") -> NDArray:
+    """`flip_rate`'s strict, ties or half as a Statistic: a draw is a ratio of weighted counts.
+
+    `gap` keeps the pairs whose FR-proxy gap is in [low, high), see `STRATA`.
+    """
+    pairs = flip_pairs(frame, diff, truth)
+    if gap:
+        pairs = pairs[(pairs.gap >= gap[0]) & (pairs.gap < gap[1])]
     wrong = {"strict": pairs.flip, "ties": pairs.tie, "half": pairs.flip + pairs.tie / 2}[kind]
     sums = pd.DataFrame({"wrong": wrong.astype(float), "pairs": 1.0}).groupby(pairs.source).sum()
     sums = sums.reindex(np.unique(frame.source), fill_value=0.0)
@@ -143,6 +209,50 @@ def pooled_srcc(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy") -> N
         weights = part[:, source].astype(float)
         values += [*_pearson(_midranks(x, weights), _midranks(y, weights), weights)]
     return np.array(values)
+
+
+def pooled_krcc(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy") -> NDArray:
+    """KRCC (tau-b) over all rows as a Statistic, from concordances between sources.
+
+    With C[s, t] = Σ sign(xᵢ − xⱼ) sign(yᵢ − yⱼ) over rows i of s and j of t, a resample with
+    counts w has P − Q = wᵀCw / 2; rows drawn twice tie with themselves and add nothing.
+    """
+    names, source = np.unique(frame.source, return_inverse=True)
+    order = np.argsort(source, kind="stable")
+    source, (x, y) = source[order], (v[order] for v in _columns(frame[truth], frame.prediction))
+    starts = np.flatnonzero(np.r_[True, np.diff(source) > 0])
+    concordance = np.zeros((len(names), len(names)), np.float32)
+    for rows in np.array_split(np.arange(len(x)), len(x) // 500 + 1):
+        agree = np.sign(x[rows, None] - x) * np.sign(y[rows, None] - y)
+        np.add.at(concordance, source[rows], np.add.reduceat(agree, starts, axis=1))
+    drawn = counts.astype(np.float32)
+    agreed = np.einsum("ds,ds->d", drawn @ concordance, drawn, dtype=float)
+    weights = counts[:, source].astype(float)
+    untied = [weights.sum(1) ** 2 - (_ties(v, weights)[2] ** 2).sum(1) for v in (x, y)]
+    with np.errstate(invalid="ignore"):
+        return agreed / np.sqrt(untied[0] * untied[1])
+
+
+def pooled_plcc(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy",
+                curve: bool = False) -> NDArray:
+    """PLCC over all rows as a Statistic; with `curve` after `fit_logistic`.
+
+    The curve is fitted once, not in each draw: an interval takes its four numbers as given.
+    """
+    x, y = _sides(frame, truth, curve)
+    vary, x, y = np.ptp(x) * np.ptp(y) > 0, x - x.mean(), y - y.mean()
+    n, sx, sy, sxx, syy, sxy = _sums(frame, counts, x ** 0, x, y, x * x, y * y, x * y)
+    with np.errstate(invalid="ignore"):
+        value = (sxy - sx * sy / n) / np.sqrt((sxx - sx * sx / n) * (syy - sy * sy / n))
+    return np.where(vary, value, np.nan)
+
+
+def pooled_rmse(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy",
+                curve: bool = False) -> NDArray:
+    """RMSE over all rows as a Statistic, in the truth's units; `curve` as in `pooled_plcc`."""
+    x, y = _sides(frame, truth, curve)
+    n, square = _sums(frame, counts, x ** 0, (x - y) ** 2)
+    return np.sqrt(square / n)
 
 
 def within_srcc(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy") -> NDArray:
@@ -169,16 +279,77 @@ def bootstrap(frame: pd.DataFrame, statistic: Statistic, draws: int = 2000,
     training noise. The draws depend on `seed` and the number of sources alone: two models on the
     same sources meet the same. The interval is NaN with 1 source, or if a draw is undefined.
     """
+    return estimate(replicates(frame, statistic, draws, seed), frame.source.nunique())
+
+
+def difference(first: pd.DataFrame, second: pd.DataFrame, statistic: Statistic,
+               draws: int = 2000, seed: int = 0, other: Statistic | None = None) -> Difference:
+    """Paired `bootstrap` of first − second: both meet the same resampled sources.
+
+    `other` is the second's statistic where it differs. ValueError unless both have the same
+    sources (`match` sees to it).
+    """
+    if unlike := sorted(set(map(str, first.source)) ^ set(map(str, second.source))):
+        raise ValueError(f"difference: {len(unlike)} sources are in one frame only (first: "
+                         f"{unlike[0]}); expected the same in both")
+    return contrast(replicates(first, statistic, draws, seed),
+                    replicates(second, other or statistic, draws, seed), first.source.nunique())
+
+
+def estimate(values: NDArray, n_sources: int) -> Estimate:
+    """The first of `replicates` with the interval of the others."""
+    return Estimate(float(values[0]), *_interval(values[1:], n_sources), n_sources)
+
+
+def contrast(first: NDArray, second: NDArray, n_sources: int) -> Difference:
+    """`estimate` of the difference of two models' `replicates`, and its p.
+
+    p is the level at which the interval would just touch 0, never below that of 1 in draws + 1;
+    NaN where the interval is.
+    """
+    value, low, high, n = estimate(values := first - second, n_sources)
+    beyond = 1 + min(np.sum(values[1:] <= 0), np.sum(values[1:] >= 0))
+    reach = np.sqrt((n - 1) / n) * stats.norm.ppf(min(beyond / len(values), 0.5))
+    p = 2 * stats.t.cdf(reach, n - 1) if np.isfinite(low) else np.nan
+    return Difference(value, low, high, float(p), n)
+
+
+def match(first: pd.DataFrame, second: pd.DataFrame
+          ) -> tuple[pd.DataFrame, pd.DataFrame, tuple[list, list]]:
+    """Both models' rows of the videos that both scored, and the names that only one did.
+
+    The second needs `video`, `prediction` and perhaps `seed`; the rest is taken from the first.
+    """
+    known = first.drop(columns=["prediction", "seed"], errors="ignore").drop_duplicates("video")
+    columns = [name for name in ("video", "prediction", "seed") if name in second]
+    only = [sorted(set(a.video) - set(b.video)) for a, b in ((first, second), (second, first))]
+    joined = second[columns].merge(known, on="video")
+    if joined.empty:
+        raise ValueError(f"no video is in both (first: {first.video.iloc[0]} and "
+                         f"{second.video.iloc[0]}); names must be spelt alike")
+    return first[first.video.isin(joined.video)], joined, tuple(only)
+
+
+def replicates(frame: pd.DataFrame, statistic: Statistic, draws: int, seed: int) -> NDArray:
+    """float[1 + draws]: the statistic of the sample, then of each resample; seeds averaged."""
     check(frame)
-    runs, n = frame.groupby(frame.get("seed", np.zeros(len(frame)))), frame.source.nunique()
+    runs = frame.groupby(frame.get("seed", np.zeros(len(frame))))
+    counts = _resamples(frame.source.nunique(), draws, seed)
+    return np.mean([statistic(rows, counts) for _, rows in runs], axis=0)
+
+
+@lru_cache(maxsize=2)
+def _resamples(n: int, draws: int, seed: int) -> NDArray:
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-    counts = np.vstack([np.ones((1, n), int), drawn])  # the sample itself comes first
-    value, *values = np.mean([statistic(rows, counts) for _, rows in runs], axis=0)
+    return np.vstack([np.ones((1, n), int), drawn])  # the sample itself comes first
+
+
+def _interval(values: ArrayLike, n: int) -> tuple[float, float]:
     if n < 2:
-        return Estimate(float(value), float("nan"), float("nan"), n)
+        return float("nan"), float("nan")
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
     low, high = np.quantile(values, [tail, 1 - tail])
-    return Estimate(float(value), float(low), float(high), n)
+    return float(low), float(high)
 
 
 def check(frame: pd.DataFrame, *more: str) -> None:
@@ -221,9 +392,30 @@ def _or_nan(x: NDArray, y: NDArray, correlate: Callable[[], float]) -> float:
     return float(correlate())
 
 
-def _logistic(x: NDArray, top: float, bottom: float, middle: float, scale: float) -> NDArray:
-    z = np.clip((x - middle) / max(abs(scale), 1e-12), -500, 500)  # exp stays finite
-    return bottom + (top - bottom) / (1 + np.exp(-z))
+def _laddered(frame: pd.DataFrame) -> pd.DataFrame:
+    """The checked frame with its ladders' names."""
+    check(frame, "crf")
+    scene = frame.video.astype(str).str.extract("(.+)@")[0].fillna(frame.source.astype(str))
+    return frame.assign(ladder=frame.get("ladder", scene))
+
+
+def _sides(frame: pd.DataFrame, truth: str, curve: bool) -> tuple[NDArray, NDArray]:
+    """Truth and prediction; with `curve` the latter on the truth's scale, NaN without a fit."""
+    x, y = _columns(frame[truth], frame.prediction)
+    return x, logistic(y, *fit_logistic(x, y)) if curve else y
+
+
+def _sums(frame: pd.DataFrame, counts: NDArray, *columns: NDArray) -> NDArray:
+    """float[columns, draws]: sums over the rows of each resample."""
+    source = np.unique(frame.source, return_inverse=True)[1]
+    return np.stack([np.bincount(source, column) for column in columns]) @ counts.T
+
+
+def _ties(values: NDArray, weights: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """(order, starts, float[draws, groups]): groups of equal values and their weights."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
+    return order, starts, np.add.reduceat(weights[:, order], starts, axis=1)
 
 
 def _midranks(values: NDArray, weights: NDArray) -> NDArray:
@@ -231,9 +423,7 @@ def _midranks(values: NDArray, weights: NDArray) -> NDArray:
 
     values 5 7 7 with weights 2 1 1 are the sample 5 5 7 7: ranks 1.5, 3.5, 3.5.
     """
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
-    tied = np.add.reduceat(weights[:, order], starts, axis=1)
+    order, starts, tied = _ties(values, weights)
     ranks = np.cumsum(tied, axis=1) - (tied - 1) / 2
     out = np.empty_like(weights)
     out[:, order] = np.repeat(ranks, np.diff(np.r_[starts, len(values)]), axis=1)

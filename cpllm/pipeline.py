@@ -47,9 +47,10 @@ def preset(profile: str) -> config.Config:
     return cfg
 
 
-def build_data(profile: str, splits: Sequence[str] = ladder.SPLITS) -> pd.DataFrame:
+def build_data(profile: str, splits: Sequence[str] = ladder.SPLITS,
+               scheduler: str | None = None) -> pd.DataFrame:
     """The profile's videos, labels and manifest under data/<profile>."""
-    return ladder.build(preset(profile), DATA / profile, splits)
+    return ladder.build(preset(profile), DATA / profile, splits, scheduler=scheduler)
 
 
 def train_runs(profile: str, fresh: bool) -> None:
@@ -62,7 +63,9 @@ def train_runs(profile: str, fresh: bool) -> None:
     ids = run_ids(profile)
     for run_id, seed in ids.items():
         folder = records.run_folder(RESULTS, profile, run_id)
-        if (folder / "metrics.json").exists() and not fresh:
+        if fresh:
+            shutil.rmtree(records.checkpoints(DATA / profile, run_id), ignore_errors=True)
+        elif (folder / "metrics.json").exists():
             continue
         home = RESULTS / profile / "notebooks" if run_id == next(iter(ids)) else folder
         sweep.run_notebook(

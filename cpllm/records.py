@@ -95,3 +95,8 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 def run_folder(results: Path, profile: str, run_id: str) -> Path:
     """results/<profile>/runs/<run_id>."""
     return results / profile / "runs" / run_id
+
+
+def checkpoints(data: Path, run_id: str) -> Path:
+    """Folder of an unfinished run's checkpoints; absent when it is done."""
+    return data / "checkpoints" / run_id

@@ -77,6 +77,17 @@ def read_runs(profile: str, results: Path | str = "results") -> pd.DataFrame:
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
+def of_ladders(runs: pd.DataFrame, split: str, codec: str = "h264") -> pd.DataFrame:
+    """The split's rows from sources with a whole ladder by `codec`: what Table 3 rests on.
+
+    Other sources give a set of uploads with an encode or two; they serve the SRCC of Table 1.
+    """
+    rows = runs[(runs.split == split) & (runs.get("codec", codec) == codec)]
+    if "crf" not in rows:
+        return rows
+    return rows[rows.groupby("source").crf.transform("nunique") > 2]
+
+
 def styled(table: pd.DataFrame, columns: tuple[str, ...] = (*STRICT, *SRCC)) -> Styler:
     """Wide table for a notebook: systems by metrics, `value [95% interval]` or the status."""
     text = [_cell(row) for row in table.itertuples()]
@@ -106,7 +117,7 @@ def flip_curve(table: pd.DataFrame, results: Path | str = "results") -> plt.Figu
     Saved as `results/<profile>/figures/table3_flip_rate.svg` and `.png`.
     """
     profile = table.attrs["profile"]
-    runs = read_runs(profile, results).query("split == 'test'")
+    runs = of_ladders(read_runs(profile, results), "test")
     colours = iter(sns.color_palette("colorblind", 20))
     with plt.rc_context(style()):
         figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
@@ -191,7 +202,7 @@ def _summary(profile: str, results: Path | str, split: str, draws: int) -> pd.Da
     rows = []
     for system in dict.fromkeys((*SYSTEMS, *runs.system)):
         all_runs = runs[runs.system == system]
-        frame = all_runs[all_runs.split == split]
+        frame = of_ladders(all_runs, split)
         lacking = sorted(set(all_runs.run) - set(frame.run))
         status = f"no {split} rows: {', '.join(lacking)}" if lacking else "ok"
         rows += (_measure(system, frame, draws, status) if len(frame) else

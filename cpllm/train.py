@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +18,27 @@ import optax
 import pandas as pd
 from flax import nnx
 from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    Task,
     TextColumn,
     TimeRemainingColumn,
 )
 
-from cpllm import config, losses, metrics, records
+from cpllm import config, losses, mesh, metrics, records
 from cpllm.data import annotate, manifests, text
 from cpllm.data.batches import Batch, PairBatches, prefetch, store_frames
 from cpllm.infer import Scorer
 from cpllm.model import weights
 from cpllm.model.cpllm import CPLLM
 from cpllm.model.lora import trainable
+
+if TYPE_CHECKING:  # orbax takes a second to import, and a training without a folder needs none
+    from cpllm.checkpoint import Checkpoints
 
 PARTS = ("ranking", "regression", "text")
 PRINT_EVERY = 100
@@ -48,13 +56,14 @@ def optimizer(cfg: config.Train) -> optax.GradientTransformation:
     """Adam (decoupled decay, clipping and schedule as options; the paper states none of them)."""
     rate = cfg.learning_rate
     if cfg.schedule == "cosine":
-        if cfg.warmup >= cfg.steps:
-            raise ValueError(
-                f"train.warmup: expected fewer than {cfg.steps} steps, got {cfg.warmup}"
-            )
-        rate = optax.warmup_cosine_decay_schedule(0.0, rate, cfg.warmup, cfg.steps)
-    adam = optax.adamw(rate, weight_decay=cfg.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), adam) if cfg.clip_norm else adam
+        updates = cfg.steps // cfg.accumulate
+        if cfg.warmup >= updates:
+            raise ValueError(f"train.warmup: expected fewer than {updates}, got {cfg.warmup}")
+        rate = optax.warmup_cosine_decay_schedule(0.0, rate, cfg.warmup, updates)
+    tx = optax.adamw(rate, weight_decay=cfg.weight_decay)
+    if cfg.clip_norm:
+        tx = optax.chain(optax.clip_by_global_norm(cfg.clip_norm), tx)
+    return optax.MultiSteps(tx, cfg.accumulate) if cfg.accumulate > 1 else tx
 
 
 def parameter_table(model: config.Model) -> pd.DataFrame:
@@ -71,40 +80,75 @@ def parameter_table(model: config.Model) -> pd.DataFrame:
     return table.groupby("part", sort=False).sum()
 
 
-def forward(model: CPLLM, batch: dict[str, Array]) -> tuple[Array, Array]:
-    """Quality float32[B,2] and logits float32[B,L,V] of a batch of pairs and duplicated singles."""
+class State(NamedTuple):
+    """What a step changes: the trainable parameters and the optimiser's moments of just these."""
+
+    params: nnx.State
+    opt_state: optax.OptState
+
+
+def forward(
+    model: CPLLM, batch: dict[str, Array], groups: int = 1
+) -> tuple[Array, Array]:
+    """Quality float32[B,2] and the text's hidden states [B,L,D] of a batch of pairs and singles."""
     u, v = model.see(batch["view"], batch["patches"], batch["present"])
     members = [batch["first"], batch["second"]]
+
+    def pick(x: Array, index: Array) -> Array:  # within a group, so that no device asks another
+        grouped = x.reshape(groups, -1, *x.shape[1:]), index.reshape(groups, -1)
+        return jax.vmap(lambda x, i: x[i])(*grouped).reshape(-1, *x.shape[1:])
+
     q_hat = model.score(u, v)
-    seen = [(u[i], v[i]) for i in members]
-    logits = model.read(
+    seen = [(pick(u, i), pick(v, i)) for i in members]
+    hidden = model.read(
         seen, members[0] != members[1], {k: batch[k] for k in ("tokens", "valid", "answer")}
     )
-    return jnp.stack([q_hat[i] for i in members], 1), logits
+    return jnp.stack([pick(q_hat, i) for i in members], 1), hidden
 
 
-def loss_parts(model: CPLLM, batch: dict[str, Array]) -> tuple[Array, Array, Array]:
-    """L1, L2 and L3 of a batch."""
-    q_hat, logits = forward(model, batch)
+def loss_parts(
+    model: CPLLM, batch: dict[str, Array], groups: int = 1
+) -> tuple[Array, Array, Array]:
+    """L1, L2 and L3 of a batch in `groups`."""
+    q_hat, hidden = forward(model, batch, groups)
+    targets, answer = batch["tokens"][:, 1:], batch["answer"][:, 1:]
     return (
         losses.ranking_loss(batch["q"], q_hat),
         losses.regression_loss(batch["q"][:, 0], q_hat[:, 0], batch["has_mos"]),
-        losses.text_loss(logits[:, :-1], batch["tokens"][:, 1:], batch["answer"][:, 1:]),
+        losses.text_loss(hidden[:, :-1], model.decoder.logits, targets, answer),
     )
 
 
-def make_step(graph: nnx.GraphDef, tx: optax.GradientTransformation, weights: tuple) -> Callable:
-    """The jitted step (params, frozen, opt_state, batch) → (params, opt_state, parts)."""
+def init(
+    cfg: config.Config, tx: optax.GradientTransformation, devices: Mesh
+) -> tuple[nnx.GraphDef, State, nnx.State]:
+    """(graph, state, frozen parameters), made on the devices where `mesh.RULES` put each leaf."""
+    graph, *_ = nnx.split(weights.shapes(cfg.model), trainable(cfg.model), ...)
+
+    def make():
+        _, params, frozen = nnx.split(
+            CPLLM(cfg.model, nnx.Rngs(cfg.train.seed)), trainable(cfg.model), ...
+        )
+        return State(params, tx.init(params)), frozen
+
+    where = mesh.shardings(jax.eval_shape(make), devices)
+    return graph, *jax.jit(make, out_shardings=where)()
+
+
+def make_step(
+    graph: nnx.GraphDef, tx: optax.GradientTransformation, weights: tuple, groups: int = 1
+) -> Callable:
+    """The jitted step (state, frozen, batch) → (state, parts); `state`'s buffers are reused."""
 
     def objective(params, frozen, batch):
-        parts = loss_parts(nnx.merge(graph, params, frozen), batch)
+        parts = loss_parts(nnx.merge(graph, params, frozen), batch, groups)
         return losses.total_loss(parts, weights), parts
 
-    @partial(jax.jit, donate_argnums=(0, 2))
-    def step(params, frozen, opt_state, batch):
-        grads, parts = jax.grad(objective, has_aux=True)(params, frozen, batch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, jnp.stack(parts)
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, frozen, batch):
+        grads, parts = jax.grad(objective, has_aux=True)(state.params, frozen, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        return State(optax.apply_updates(state.params, updates), opt_state), jnp.stack(parts)
 
     return step
 
@@ -115,34 +159,92 @@ def fit(
     videos: Path,
     store: Path,
     look: Callable[[Scorer], dict[str, float]] = lambda _: {},
+    folder: Path | None = None,
+    fsdp: int = 1,
 ) -> Run:
     """Train on the manifest's rows; every `select_every` steps `look` measures the model.
 
-    rows: the training split; videos: folder of its files; store: folder for decoded frames.
-    Raises FloatingPointError at the first step with a loss that is not finite.
+    rows: the training split; videos: folder of its files; store: folder for decoded frames;
+    folder: of checkpoints, from whose last one training goes on; fsdp: see `mesh.make`.
+    Raises FloatingPointError at the first step with a loss that is not finite, SystemExit(0)
+    when SIGTERM asked to stop and a checkpoint is saved.
     """
+    devices = mesh.make(fsdp)
     store_frames(rows, videos, store, cfg)
     described = [annotate.describe(r) for r in rows.to_dict("records")]
     tokenizer = text.train_tokenizer(described, cfg.model.decoder.vocab)
-    batches = PairBatches(rows, store, tokenizer, cfg)
-    model = CPLLM(cfg.model, nnx.Rngs(cfg.train.seed))
-    graph, params, frozen = nnx.split(model, trainable(cfg.model), ...)
+    batches = PairBatches(rows, store, tokenizer, cfg, devices.size, mesh.own(devices))
     tx = optimizer(cfg.train)
-    step, opt_state = make_step(graph, tx, cfg.train.weights), tx.init(params)
-    history, recent = [], []
-    with _bar() as bar:
-        task = bar.add_task("train", total=cfg.train.steps, losses="")
-        for i, batch in enumerate(prefetch(batches, 0, cfg.train.steps), 1):
-            params, opt_state, parts = step(params, frozen, opt_state, batch)
-            recent.append(_finite(np.asarray(parts), i))
-            bar.update(task, advance=1, losses=_show(recent[-50:]))
-            if bar.disable and i % PRINT_EVERY == 0:
-                bar.console.print(_line(bar.tasks[task], recent[-50:]))
-            if i % cfg.train.select_every == 0 or i == cfg.train.steps:
-                scorer = Scorer(cfg, nnx.merge(graph, params, frozen), tokenizer)
-                history.append({"step": i, **_mean(recent), **look(scorer)})
-                recent = []
-    return Run(scorer, pd.DataFrame(history))
+    graph, state, frozen = init(cfg, tx, devices)
+    step = make_step(graph, tx, cfg.train.weights, devices.size)
+
+    def scorer(state: State) -> Scorer:
+        params = mesh.whole((state.params, frozen), devices)
+        return Scorer(cfg, nnx.merge(graph, *params), tokenizer)
+
+    with _checkpoints(folder, cfg) as kept:
+        state, log = _loop(
+            cfg.train,
+            batches,
+            state,
+            lambda state, batch: step(state, frozen, mesh.put(batch, devices)),
+            lambda state: look(scorer(state)),
+            kept,
+        )
+    return Run(scorer(state), pd.DataFrame(log["history"]))
+
+
+def _loop(cfg: config.Train, batches, state: State, step, look, kept) -> tuple[State, dict]:
+    """Steps from the last checkpoint to the end: (state, log of looks and of losses since)."""
+    log = {"history": [], "recent": []}
+    start, state, log = (kept and kept.restore(state)) or (0, state, log)
+    with _bar() as bar, _preemption() as asked:
+        task = bar.add_task("train", total=cfg.steps, completed=start, since=start, news="")
+        for i, batch in enumerate(prefetch(batches, start, cfg.steps), start + 1):
+            state, parts = step(state, batch)
+            log["recent"].append(_finite(np.asarray(parts), i, batches, kept).tolist())
+            _advance(bar, task, log["recent"], cfg.batch)
+            looked = {}
+            if i % cfg.select_every == 0 or i == cfg.steps:
+                looked = {"step": i, **_mean(log["recent"]), **look(state)}
+                log = {"history": [*log["history"], looked], "recent": []}
+            stop = asked(i)
+            if kept and (i % cfg.save_every == 0 or stop):
+                kept.save(i, state, log, looked, wait=stop)
+            if stop and i < cfg.steps:
+                bar.console.print(f"asked to stop: step {i} is saved; --resume goes on from there")
+                raise SystemExit(0)
+    return state, log
+
+
+@contextmanager
+def _checkpoints(folder: Path | None, cfg: config.Config) -> Iterator[Checkpoints | None]:
+    if folder is None:
+        yield None
+        return
+    from cpllm.checkpoint import Checkpoints
+
+    kept = Checkpoints(folder, cfg)
+    try:
+        yield kept
+    finally:
+        kept.close()
+
+
+@contextmanager
+def _preemption() -> Iterator[Callable[[int], bool]]:
+    """A question to ask after each step: has SIGTERM asked all processes to stop after it?"""
+    asked = threading.Event()
+    if jax.process_count() > 1:  # jax's own service agrees on a step that all can save
+        yield multihost_utils.reached_preemption_sync_point
+    elif threading.current_thread() is not threading.main_thread():
+        yield lambda _: False
+    else:
+        before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+        try:
+            yield lambda _: asked.is_set()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _bar() -> Progress:
@@ -153,15 +255,21 @@ def _bar() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"),
+        TextColumn("{task.fields[news]}"),
         console=console,
         disable=not console.is_terminal,
     )
 
 
-def _line(task: Task, recent: list[np.ndarray]) -> str:
-    left = task.elapsed * (task.total / task.completed - 1)
-    return f"step {task.completed:.0f}/{task.total:.0f}  {_show(recent)}  {left:.0f} s left"
+def _advance(bar: Progress, task: int, recent: list, batch: int) -> None:
+    """One step on: losses over the last 50 and pairs a second, in the bar or as a line."""
+    now = bar.tasks[task]
+    done = now.completed - now.fields["since"] + 1
+    news = f"{_show(recent[-50:])}  {done * batch / now.elapsed:.1f} pairs/s"
+    bar.update(task, advance=1, news=news)
+    if bar.disable and now.completed % PRINT_EVERY == 0:
+        left = now.elapsed / done * (now.total - now.completed)
+        bar.console.print(f"step {now.completed:.0f}/{now.total:.0f}  {news}  {left:.0f} s left")
 
 
 def _mean(recent: list[np.ndarray]) -> dict[str, float]:
@@ -172,10 +280,14 @@ def _show(recent: list[np.ndarray]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in _mean(recent).items())
 
 
-def _finite(parts: np.ndarray, step: int) -> np.ndarray:
+def _finite(parts: np.ndarray, step: int, batches: PairBatches, kept) -> np.ndarray:
     if not np.isfinite(parts).all():
         found = ", ".join(f"{n}={v}" for n, v in zip(PARTS, parts, strict=True))
-        raise FloatingPointError(f"step {step}: expected finite losses, got {found}")
+        last = f"the last checkpoint is step {kept.latest}" if kept else "no checkpoint was kept"
+        raise FloatingPointError(
+            f"step {step}: expected finite losses, got {found}; {last}. "
+            f"Videos of this batch: {', '.join(batches.videos(step - 1))}"
+        )
     return parts
 
 
@@ -199,25 +311,32 @@ def _store(data: Path, cfg: config.Config) -> Path:
     return data / f"frames-{cfg.train.frames}-{size}"
 
 
-def run(cfg: config.Config, run_id: str, data: Path, results: Path) -> dict[str, Any]:
+def run(
+    cfg: config.Config, run_id: str, data: Path, results: Path, resume: bool = True, fsdp: int = 1
+) -> dict[str, Any]:
     """Train one configuration and write its run record; returns the metrics.
 
     data: folder that `ladder.build` filled (videos and `manifest.csv`). The weights go to
-    `data/weights/<run_id>.safetensors`; test rows are never opened here.
+    `data/weights/<run_id>.safetensors`; test rows are never opened here. A run that was cut short
+    goes on from its last checkpoint in `data/checkpoints/<run_id>`, or anew without `resume`;
+    once the record is written the checkpoints are removed.
     """
     begun = records.start()
     table = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
     rows = {s: table[table["split"] == s] for s in ("train", "validation")}
     look = validation_look(rows["validation"], data)
-    done = fit(cfg, rows["train"], data, _store(data, cfg), look)
-    folder = records.run_folder(results, cfg.profile, run_id)
-    done.scorer.save(data / "weights" / f"{run_id}.safetensors")
+    kept = records.checkpoints(data, run_id)
+    if not resume:
+        shutil.rmtree(kept, ignore_errors=True)
+    done = fit(cfg, rows["train"], data, _store(data, cfg), look, kept, fsdp)
     numbers = done.history.iloc[-1].to_dict()
-    records.write_csv(folder / "history.csv", done.history)
-    records.write_json(folder / "config.json", cfg.to_dict())
-    records.write_json(folder / "metrics.json", numbers)
-    records.write_json(
-        folder / "provenance.json",
-        records.provenance(begun, cfg.train.seed, manifests.sha256(data / "manifest.csv")),
-    )
+    if jax.process_index() == 0:
+        done.scorer.save(data / "weights" / f"{run_id}.safetensors")
+        folder = records.run_folder(results, cfg.profile, run_id)
+        records.write_csv(folder / "history.csv", done.history)
+        records.write_json(folder / "config.json", cfg.to_dict())
+        records.write_json(folder / "metrics.json", numbers)
+        made = records.provenance(begun, cfg.train.seed, manifests.sha256(data / "manifest.csv"))
+        records.write_json(folder / "provenance.json", made)
+        shutil.rmtree(kept, ignore_errors=True)
     return numbers

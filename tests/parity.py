@@ -71,8 +71,8 @@ def sequence(folder, given):
     model = build(folder, decoder=imports.gemma_shape(folder))
     text = {k: given[k] for k in ("tokens", "valid", "answer")}
     seen = [(given["u"][i], given["v"][i]) for i in range(2)]
-    single = model.read(seen[:1], jnp.ones(2, bool), text)
-    pair = model.read(seen, given["second"], text)
+    single = model.decoder.logits(model.read(seen[:1], jnp.ones(2, bool), text))
+    pair = model.decoder.logits(model.read(seen, given["second"], text))
     shown = given["valid"][..., None]
     return {"single": single * shown, "pair": pair * shown}
 
@@ -99,8 +99,9 @@ def paligemma(folder, given):
         is_answer = jnp.concatenate([jnp.zeros(u.shape[:2], bool), answer], 1)
         valid = jnp.ones_like(is_answer)
         hidden = model.decoder(x, prefix_mask(valid, is_answer), positions(valid))
-        logits = model.decoder.logits(hidden[:, u.shape[1] :])
-        return losses.text_loss(logits[:, :-1], tokens[:, 1:], answer[:, 1:]), logits
+        hidden, logits = hidden[:, u.shape[1] :], model.decoder.logits
+        loss = losses.text_loss(hidden[:, :-1], logits, tokens[:, 1:], answer[:, 1:], chunk=2)
+        return loss, logits(hidden)
 
     (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
     leaves = {k: weights.names(grads)[name][...] for k, (name, _) in GRADIENTS.items()}

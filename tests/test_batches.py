@@ -132,23 +132,41 @@ def test_prefetch_goes_on_exactly_where_its_state_says(rows, store, tokenizer):
 
 
 @pytest.mark.parametrize("mode", ["single", "pairwise", "mix"])
-def test_shards_of_all_processes_together_are_the_whole_batch(rows, store, tokenizer, mode):
+def test_groups_of_all_processes_together_hold_the_items_of_the_whole_batch(
+    rows, store, tokenizer, mode
+):
     cfg = config.replace(CFG, input_mode=mode, single_share=1 / 3)
     whole = batches.PairBatches(rows, store, tokenizer, cfg)[3]
-    parts = [batches.PairBatches(rows, store, tokenizer, cfg, (p, 2))[3] for p in (0, 1)]
-    both = {k: np.concatenate([part[k] for part in parts]) for k in whole}
-    assert all(parts[0][k].shape == parts[1][k].shape for k in whole)
+    parts = [batches.PairBatches(rows, store, tokenizer, cfg, 2, range(p, p + 1))[3]
+             for p in (0, 1)]  # fmt: skip
+    both = batches.PairBatches(rows, store, tokenizer, cfg, 2, range(2))[3]
     order = [0, 2, 4, 1, 3, 5]
+    for k in whole:
+        np.testing.assert_array_equal(both[k], np.concatenate([part[k] for part in parts]))
     for k in ("q", "tokens", "answer", "has_mos"):
         np.testing.assert_array_equal(both[k], whole[k][order])
     for member in ("first", "second"):
         for k in ("view", "patches", "present"):
-            np.testing.assert_array_equal(both[k][both[member]], whole[k][whole[member]][order])
+            members = np.concatenate([part[k][part[member]] for part in parts])
+            np.testing.assert_array_equal(members, whole[k][whole[member]][order])
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(rows, store, tokenizer):
-    with pytest.raises(ValueError, match=r"4 processes .* got 3 and 3"):
-        batches.PairBatches(rows, store, tokenizer, CFG, (0, 4))
+def test_a_batch_that_devices_cannot_share_is_refused(rows, store, tokenizer):
+    with pytest.raises(ValueError, match=r"4 devices .* got 3 and 3"):
+        batches.PairBatches(rows, store, tokenizer, CFG, 4)
+
+
+def test_fewer_patches_can_be_drawn_than_a_score_looks_at(rows, store, tokenizer):
+    batch = make(rows, store, tokenizer, patches=3)[0]
+    assert batch["patches"].shape[1] == batch["present"].shape[1] == 3
+
+
+def test_the_videos_of_a_batch_are_known_by_name(rows, store, tokenizer):
+    made = make(rows, store, tokenizer)
+    q = dict(zip(rows["video"], np.float32(rows["proxy"] / 100), strict=True))
+    pairs = made[4]["q"]
+    members = [*pairs[:3, 0], *pairs[3:].ravel()]
+    assert [q[name] for name in made.videos(4)] == pytest.approx(members)
 
 
 def test_no_file_stays_open(rows, store, tokenizer):

@@ -45,6 +45,13 @@ def test_draws_repeat_and_reach_every_distortion():
     assert all(0 <= strength <= 1 for _, strength in drawn)
 
 
+def test_joined_names_follow_each_other():
+    both = distort.apply("exposure+noise", 0.5, FRAMES, seed=1)
+    assert psnr(FRAMES, both) < psnr(FRAMES, distort.apply("exposure", 0.5, FRAMES, seed=1))
+    with pytest.raises(ValueError, match="got 'sepia'"):
+        distort.apply("noise+sepia", 0.5, FRAMES, seed=0)
+
+
 def test_unknown_distortion_names_the_known():
     with pytest.raises(ValueError, match=r"recompress.*got 'sepia'"):
         distort.apply("sepia", 0.5, FRAMES, seed=0)

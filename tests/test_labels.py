@@ -50,6 +50,30 @@ def test_psnr_is_that_of_luma(ffmpeg, pristine, variant):
     assert labels.vmaf([path], pristine, 96)[0].psnr == pytest.approx(expected, abs=1e-3)
 
 
+def test_ssim_is_what_the_plain_filter_says(ffmpeg, pristine, variant):
+    path = variant(31)
+    said = subprocess.run([ffmpeg, "-i", path, "-i", pristine, "-lavfi", "ssim", "-f", "null", "-"],
+                          capture_output=True, text=True, check=True).stderr
+    expected = float(said.split("SSIM Y:")[1].split()[0])
+    assert labels.vmaf([path], pristine, 96)[0].ssim == pytest.approx(expected, abs=1e-4)
+
+
+def test_every_second_frame_gives_nearly_the_same(ffmpeg, pristine, variant):
+    path = variant(37)
+    every, second = (labels.vmaf([path], pristine, 96, n)[0] for n in (1, 2))
+    assert second.ssim == every.ssim
+    assert second.proxy != every.proxy and abs(second.proxy - every.proxy) < 3
+
+
+def test_dmos_proxy_is_what_the_variant_lost_against_its_own_original():
+    rows = [("a", "original", "none", 95.0), ("a", "variant", "none", 70.0),
+            ("a", "original", "blur", 60.0), ("a", "variant", "blur", 55.0),
+            ("b", "variant", "none", 40.0)]
+    table = pd.DataFrame(rows, columns=["scene", "role", "distortion", "proxy"])
+    lost = labels.dmos_proxy(table.assign(strength=0.0))
+    np.testing.assert_array_equal(lost, [np.nan, 25, np.nan, 5, np.nan])
+
+
 def test_proxy_is_what_the_plain_filter_says(ffmpeg, pristine, variant, tmp_path):
     """libvmaf takes the distorted clip first; swapped, it gives another number."""
     path = variant(37)
@@ -84,7 +108,7 @@ def test_lost_frame_is_refused(ffmpeg, pristine, variant, frames):
 def test_both_clips_are_scaled_to_the_declared_lines(ffmpeg, pristine, variant):
     path = variant(37)
     assert labels.vmaf([path], pristine, 96) != labels.vmaf([path], pristine, 192)
-    graph = labels._graph(1, labels.video.probe(pristine), 540)
+    graph = labels._graph(1, labels.video.probe(pristine), 540, 1)
     assert graph.count("scale=720:540") == 2
 
 
@@ -105,9 +129,10 @@ def test_file_names_cannot_reach_the_filter_graph(ffmpeg, pristine, tmp_path, fr
 
 def table(n=4):
     rows = [{"video": f"s{i}@crf31", "scene": f"s{i}", "source": f"s{i}", "family": "photo",
-             "split": ("train", "test")[i % 2], "role": "variant", "distortion": "none",
-             "strength": 0.0, "codec": "h264", "crf": 31, "width": 64, "height": 48, "frames": 12,
-             "fps": 25.0, "proxy": 70.0 + i, "psnr": 33.5, "bytes": 1000, "sha256": f"{i:016x}",
+             "split": ("train", "test")[i % 2], "dataset": "lsvq-train", "role": "variant",
+             "distortion": "none", "strength": 0.0, "codec": "h264", "crf": 31, "width": 64,
+             "height": 48, "frames": 12, "fps": 25.0, "proxy": 70.0 + i, "psnr": 33.5,
+             "ssim": 0.9, "bytes": 1000, "sha256": f"{i:016x}",
              "content": "a cat, asleep", "style": "NA"} for i in range(n)]
     return pd.DataFrame(rows)
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from cpllm.data import labels, ladder, manifests, scenes, video
 
 TINY = config.replace(config.smoke(), **{
     "data.train_scenes": 2, "data.validation_scenes": 0, "data.test_scenes": 1, "data.frames": 3,
-    "data.distorted": 1, "data.crfs": (20, 40), "data.max_lines": 64, "data.proxy_lines": 64})
+    "data.singles": (0, 0, 0), "data.other_ladders": 0, "data.distorted": 1,
+    "data.crfs": (20, 40), "data.max_lines": 64, "data.proxy_lines": 64})
 
 
 def build(root, *splits, committed=Path("none"), workers=1):
@@ -159,8 +161,65 @@ def test_failed_scene_is_named_when_the_others_are_done(tmp_path, monkeypatch):
     with pytest.raises(ladder.BuildError) as caught:
         build(tmp_path)
     assert f"1 of 3 scenes failed (first: {broken.name}: " in str(caught.value)
+    assert pd.read_csv(tmp_path / "failed.csv")["scene"].tolist() == [broken.name]
     assert {p.stem for p in tmp_path.glob("*.json")} == {catalog[0].name, catalog[2].name}
     assert not (tmp_path / "manifest.csv").exists()
+
+
+def test_failed_encode_is_named_and_the_scene_s_others_are_made(tmp_path, monkeypatch):
+    scene, write = scenes.catalog(TINY.data)[0], ladder.encode
+    monkeypatch.setattr(ladder, "encode", lambda frames, path, crf, *more:
+                        write(frames, path, crf, *more) if crf != 40 else 1 / 0)
+    with pytest.raises(ladder.BuildError, match=f"{scene.name}@crf40: ZeroDivisionError"):
+        ladder.make(scene, TINY.data, tmp_path, ladder.read_committed(Path("none")))
+    assert {p.name for p in tmp_path.glob("*@crf*")} == {f"{scene.name}@crf20.mp4"}
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_bad_files_are_named_and_the_others_are_whole(built, tmp_path):
+    root, table = built
+    for path in root.glob("*.mp4"):
+        shutil.copy(path, tmp_path)
+    assert ladder.verify(table, tmp_path) == {}
+    corrupt, empty, lost, swapped = table["video"][[0, 2, 4, 6]]
+    (tmp_path / f"{corrupt}.mp4").write_bytes(b"not a video" * 99)
+    (tmp_path / f"{empty}.mp4").write_bytes(b"")
+    (tmp_path / f"{lost}.mp4").rename(tmp_path / "renamed.mp4")
+    shutil.copy(tmp_path / f"{table['video'][1]}.mp4", tmp_path / f"{swapped}.mp4")
+    wrong = ladder.verify(table, tmp_path)
+    assert {*wrong} == {corrupt, empty, lost, swapped}
+    assert wrong[empty] == "empty file" and wrong[lost] == "no such file"
+    assert wrong[corrupt].startswith("cannot be decoded") and "expected frames" in wrong[swapped]
+
+
+@pytest.mark.parametrize("codec", ["vp9", "hevc", "av1"])
+def test_other_codecs_are_deterministic_and_lose_quality_with_crf(tmp_path, frames, codec):
+    errors = []
+    for name, crf in (("a", 20), ("b", 50), ("c", 50)):
+        ladder.encode(frames, tmp_path / f"{name}.mp4", crf, 25, codec)
+        made = video.all_frames(tmp_path / f"{name}.mp4")
+        assert made.shape == frames.shape
+        errors.append(((made.astype(float) - frames) ** 2).mean())
+    assert errors[0] < errors[1] == errors[2]
+    assert (tmp_path / "b.mp4").read_bytes() == (tmp_path / "c.mp4").read_bytes()
+
+
+def test_uploads_of_every_set_are_as_declared():
+    data = config.pocket().data
+    for scene in scenes.catalog(data):
+        rows = ladder.clips(scene, data)
+        assert len({r["video"] for r in rows}) == len(rows)
+        assert all(r["video"].split("@")[0] == scene.name for r in rows)
+        if scene.codecs:
+            assert sum(r["role"] == "variant" and r["codec"] == "h264" for r in rows) == 20
+        elif scene.dataset == "yt-compress":
+            assert [r["codec"] for r in rows] == ["h264", "vp9", "vp9"]
+            assert len({(r["distortion"], r["take"]) for r in rows}) == 1
+        elif scene.split == "test" and scene.family in scenes.FIGURE1:
+            assert [r["distortion"] for r in rows] == ["none", scenes.FIGURE1[scene.family]]
+            assert 0.35 <= rows[1]["strength"] <= 1
+        elif scene.split == "test":
+            assert len(rows) == 1 and rows[0]["role"] == "original"
 
 
 def test_processes_make_the_same_as_one(built, tmp_path):

@@ -36,8 +36,47 @@ def test_text_loss_is_the_mean_cross_entropy_of_answer_tokens():
     logits, targets = rng.normal(size=(2, 4, 7)), rng.integers(7, size=(2, 4))
     answer = np.array([[0, 1, 1, 1], [0, 0, 1, 0]], bool)
     each = optax.softmax_cross_entropy_with_integer_labels(jnp.array(logits), jnp.array(targets))
-    got = losses.text_loss(jnp.array(logits), jnp.array(targets), jnp.array(answer))
-    assert got == pytest.approx(float(np.asarray(each)[answer].mean()), rel=1e-5)
+    for chunk in (1, 3, 32):
+        got = losses.text_loss(
+            jnp.array(logits), lambda x: x, jnp.array(targets), jnp.array(answer), chunk
+        )
+        assert got == pytest.approx(float(np.asarray(each)[answer].mean()), rel=1e-5)
+
+
+def test_text_loss_has_the_gradients_of_plain_cross_entropy():
+    rng = np.random.default_rng(1)
+    hidden, table = rng.normal(size=(3, 5, 6)), rng.normal(size=(11, 6))
+    targets, answer = rng.integers(11, size=(3, 5)), rng.random((3, 5)) < 0.5
+
+    def chunked(hidden, table):
+        return losses.text_loss(hidden, lambda x: x @ table.T, targets, jnp.array(answer), 2)
+
+    def plain(hidden, table):
+        logits = (hidden @ table.T)[answer]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets[answer]).mean()
+
+    given = jnp.array(hidden, jnp.float32), jnp.array(table, jnp.float32)
+    got, expected = (jax.value_and_grad(f, argnums=(0, 1))(*given) for f in (chunked, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+
+
+def test_text_loss_never_makes_logits_of_all_positions():
+    batch, length, vocab = 2, 128, 5000
+
+    def loss(hidden, table):
+        answer = jnp.ones((batch, length), bool)
+        targets = jnp.zeros((batch, length), int)
+        return losses.text_loss(hidden, lambda x: x @ table.T, targets, answer, 8)
+
+    given = jnp.zeros((batch, length, 4)), jnp.zeros((vocab, 4))
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*given).compile()
+    full = batch * length * vocab * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < full / 2
+
+
+def test_text_loss_of_a_batch_without_answers_is_zero():
+    none = jnp.zeros((1, 3), bool)
+    assert losses.text_loss(jnp.ones((1, 3, 2)), lambda x: x, jnp.zeros((1, 3), int), none) == 0
 
 
 def test_equal_weights_add_the_losses():

@@ -204,7 +204,99 @@ def test_shifted_norm_is_layer_norm_or_rms_norm_times_one_plus_scale():
     x = np.random.default_rng(0).normal(2, 3, (4, 16)).astype(np.float32)
     centred = x - x.mean(-1, keepdims=True)
     for centre, y in ((True, centred), (False, x)):
-        norm = layers.ShiftedNorm(16, centre)
+        norm = layers.Norm(16, shifted=True, centre=centre)
         norm.scale[...] = jnp.full(16, 0.5)
         expected = 1.5 * y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6)
         np.testing.assert_allclose(norm(x), expected, atol=1e-5)
+
+
+def test_attention_is_the_softmax_of_scaled_and_capped_products():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, 5, n, 8)).astype(np.float32) * 2 for n in (4, 2, 2))
+    mask = rng.random((2, 5, 5)) < 0.7
+    mask[:, :, 0] = True
+    for cap in (0.0, 3.0):
+        y = layers.attend(q, k, v, mask, cap)
+        for head in range(4):  # two query heads to a key head
+            logits = np.einsum("btd,bsd->bts", q[:, :, head], k[:, :, head // 2]) / np.sqrt(8)
+            logits = cap * np.tanh(logits / cap) if cap else logits
+            w = np.exp(logits) * mask
+            expected = (w / w.sum(-1, keepdims=True)) @ v[:, :, head // 2]
+            np.testing.assert_allclose(y[:, :, head], expected, atol=1e-5)
+
+
+def test_attention_equals_the_library_s_own():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.array(rng.normal(size=(2, 5, n, 8)), jnp.float32) for n in (4, 1, 1))
+    mask = jnp.array(rng.random((2, 5, 5)) < 0.7).at[:, :, 0].set(True)
+    expected = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    np.testing.assert_allclose(layers.attend(q, k, v, mask), expected, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    not jax.devices()[0].device_kind.startswith("NVIDIA"), reason="cuDNN needs an NVIDIA device"
+)
+@pytest.mark.parametrize("heads, kv, dim, length", [(16, 16, 72, 1024), (8, 1, 256, 600)])
+def test_fused_attention_on_nvidia_equals_plain_attention(heads, kv, dim, length):
+    rng = np.random.default_rng(0)
+    shapes = [(2, length, n, dim) for n in (heads, kv, kv)]
+    q, k, v = (jnp.array(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
+    for mask in (None, jnp.array(rng.random((2, length, length)) < 0.7)):
+        plain = layers.attend(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
+        np.testing.assert_allclose(layers.attend(q, k, v, mask), plain, atol=2e-2)
+
+
+def gradients(model_config, frames):
+    """Loss and gradients of one made batch."""
+    graph, params = nnx.split(CPLLM(model_config, nnx.Rngs(0)))
+    batch = {
+        **frames, **a_text(), "first": np.array([0]), "second": np.array([1]),
+        "q": np.array([[0.9, 0.1]], np.float32), "has_mos": np.array([True]),
+    }  # fmt: skip
+
+    def loss(params):
+        return sum(train.loss_parts(nnx.merge(graph, params), batch))
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.fixture(scope="module")
+def plain_gradients(frames):
+    return gradients(SMOKE, frames)
+
+
+def test_rematerialised_blocks_have_the_same_gradients(frames, plain_gradients):
+    again = gradients(dataclasses.replace(SMOKE, remat=True), frames)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, plain_gradients
+    )
+
+
+def test_bfloat16_keeps_weights_losses_and_gradients_in_float32(frames, plain_gradients):
+    loss, grads = gradients(dataclasses.replace(SMOKE, dtype="bfloat16"), frames)
+    assert {x.dtype for x in jax.tree.leaves((loss, grads))} == {jnp.dtype("float32")}
+    assert loss == pytest.approx(float(plain_gradients[0]), rel=0.02)
+    flat, plain = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(g)])
+                   for g in (grads, plain_gradients[1]))  # fmt: skip
+    cosine = flat @ plain / jnp.linalg.norm(flat) / jnp.linalg.norm(plain)
+    assert 0.99 < cosine < 1
+
+
+def test_bfloat16_towers_compute_norms_and_softmax_in_float32():
+    x = jnp.array([[256.0, 257, 258, 259]], jnp.bfloat16)  # 257 and 259 round to 256 and 260
+    y = layers.Norm(4)(x)
+    assert y.dtype == jnp.bfloat16
+    exact = np.array([256.0, 256, 258, 260])
+    np.testing.assert_allclose(
+        y[0].astype(float), (exact - exact.mean()) / exact.std(), rtol=2**-8
+    )
+    jaxpr = str(jax.make_jaxpr(layers.attend)(*[jnp.ones((1, 3, 2, 8), jnp.bfloat16)] * 3))
+    assert "bf16" not in next(line for line in jaxpr.splitlines() if " exp " in line)
+
+
+def test_bfloat16_towers_give_bfloat16_tokens_and_float32_scores_and_logits(frames):
+    model = CPLLM(dataclasses.replace(SMOKE, dtype="bfloat16"), nnx.Rngs(0))
+    u, v = model.see(**frames)
+    hidden = model.read([one((u, v), 0)], jnp.array([True]), a_text())
+    assert u.dtype == v.dtype == hidden.dtype == jnp.bfloat16
+    assert model.score(u, v).dtype == model.decoder.logits(hidden).dtype == jnp.float32

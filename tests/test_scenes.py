@@ -10,20 +10,22 @@ import pytest
 from scipy import ndimage
 
 from cpllm import config
-from cpllm.data import scenes
+from cpllm.data import ladder, scenes
 
 SMOKE = scenes.catalog(config.smoke().data)
 POCKET = scenes.catalog(config.pocket().data)
 ONE_PER_FAMILY = {s.family: dataclasses.replace(s, width=192, height=144, frames=4) for s in POCKET}
 
 
-@pytest.mark.parametrize("counts", [(6, 3, 3), (66, 16, 40), (2, 2, 2), (25, 11, 12)])
-def test_splits_have_the_configured_counts_and_mix(counts):
-    found = scenes.catalog(config.Data(*counts))
-    for split, count in zip(scenes.SPLITS, counts, strict=True):
-        families = [s.family for s in found if s.split == split]
-        assert len(families) == count
-        assert {f == "photo" for f in families} == {True, False}
+def test_every_set_has_the_configured_counts():
+    found = scenes.catalog(config.Data(5, 4, 3, singles=(8, 2, 6)))
+    ladders = collections.Counter(s.dataset for s in found if s.codecs)
+    assert ladders == {"lsvq-train": 5, "lsvq-validation": 4, "lsvq-test": 3}
+    singles = collections.Counter(s.dataset for s in found if not s.codecs)
+    expected = {name: {"train": 8, "validation": 2, "test": 6}[kind.split]
+                for name, kind in scenes.SETS.items()}
+    assert singles == expected
+    assert all(s.split == scenes.SETS[s.dataset].split for s in found)
 
 
 @pytest.mark.parametrize("catalog", [SMOKE, POCKET])
@@ -32,25 +34,56 @@ def test_no_source_is_in_two_splits(catalog):
     for scene in catalog:
         splits[scene.source].add(scene.split)
     assert all(len(s) == 1 for s in splits.values())
-    assert len({s.name for s in catalog}) == len(catalog)
+    assert len({s.name for s in catalog}) == len({s.seed for s in catalog}) == len(catalog)
 
 
-def test_one_family_is_seen_in_test_only():
-    assert {s.split for s in POCKET if s.family == "game"} == {"test"}
-    assert {s.split for s in POCKET if s.family == "collage"} == {"train"}
+def test_three_procedural_families_are_seen_in_test_sets_only():
+    splits = collections.defaultdict(set)
+    for scene in POCKET:
+        splits[scene.family].add(scene.split)
+    assert [f for f in splits if splits[f] == {"test"}] == [*scenes.UNSEEN]
+    assert len(scenes.UNSEEN) == 3
+    assert all(splits[f] == {*scenes.SPLITS} for f in scenes.SEEN)
 
 
-@pytest.mark.parametrize(("catalog", "lines"), [(SMOKE, 144), (POCKET, 540)])
+def test_every_ladder_has_a_source_of_its_own():
+    for split, count in (("train", 64), ("validation", 24), ("test", 40)):
+        sources = [s.source for s in POCKET if s.codecs and s.split == split]
+        assert len(sources) == len(set(sources)) == count
+
+
+def test_photographs_are_never_shared_between_splits():
+    for scene in POCKET:
+        if scene.family == "photo":
+            assert scenes.PHOTOS[scene.source].split == scene.split
+
+
+@pytest.mark.parametrize(("catalog", "lines"), [(SMOKE, 144), (POCKET, 1080)])
 def test_sizes_are_even_bounded_and_of_both_orientations(catalog, lines):
     assert all(s.width % 2 == s.height % 2 == 0 for s in catalog)
     assert all(144 <= min(s.width, s.height) <= lines for s in catalog)
     assert {np.sign(s.width - s.height) for s in catalog} >= {-1, 1}
 
 
-def test_a_quarter_of_pocket_has_all_lines_in_photographs_too():
-    full = [s for s in POCKET if min(s.width, s.height) == 540]
-    assert len(full) >= len(POCKET) / 4
-    assert sum(s.family == "photo" for s in full) >= 5
+def test_shorts_are_upright_and_the_1080p_set_is_large():
+    for scene in POCKET:
+        if scene.dataset.startswith("shorts"):
+            assert scene.height > scene.width
+        if scene.dataset == "lsvq-1080p":
+            assert min(scene.height, scene.width) >= 600
+
+
+def test_a_quarter_of_pocket_s_clips_has_540_lines_or_more_and_all_have_12_frames():
+    data = config.pocket().data
+    lines = [min(s.width, s.height) for s in POCKET for _ in ladder.clips(s, data)]
+    assert np.mean(np.array(lines) >= 540) >= 1 / 4
+    assert {s.frames for s in POCKET} == {12}
+
+
+def test_other_codecs_are_for_test_scenes_only():
+    several = [s for s in POCKET if len(s.codecs) > 1]
+    assert len(several) == 6 and {s.split for s in several} == {"test"}
+    assert {s.family == "photo" for s in several} == {True, False}
 
 
 @pytest.mark.parametrize("name", scenes.PHOTOS)
@@ -85,9 +118,31 @@ def test_frames_have_detail_and_move_by_more_than_a_global_shift(family):
     film = scenes.render(scene)
     assert film.shape == (8, 144, 192, 3) and film.dtype == np.uint8
     first, last = (film[n].mean(-1) for n in (0, -1))
-    assert 8 < first.mean() < 248 and first.std() > 5
+    assert 2 < first.mean() < 248 and first.std() > 2.5
     assert all(np.any(a != b) for a, b in itertools.pairwise(film))
     assert unexplained_by_shift(first, last) > 3
+
+
+def test_low_light_is_dark_and_bokeh_has_sharp_and_soft_parts():
+    dark = scenes.render(ONE_PER_FAMILY["lowlight"])
+    assert dark.mean() < 60
+    bokeh = scenes.render(dataclasses.replace(ONE_PER_FAMILY["bokeh"], width=384, height=288))
+    detail = ndimage.uniform_filter(np.abs(ndimage.laplace(bokeh[0].mean(-1))), 24)
+    assert np.percentile(detail, 98) > 3 * np.percentile(detail, 20)
+
+
+def test_pq_codes_survive_a_round_trip_and_know_their_anchors():
+    """SMPTE ST 2084: 100 cd/m² is 50.8% of the signal range, 10,000 cd/m² all of it."""
+    codes = np.arange(1024)
+    np.testing.assert_array_equal(scenes.pq_encode(scenes.pq_decode(codes)), codes)
+    assert scenes.pq_encode(np.array([0, 100, 10_000])).tolist() == [0, 520, 1023]
+
+
+def test_tone_mapping_keeps_order_black_and_white():
+    ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
+    mapped = scenes.tone_map(ramp, np.random.default_rng(3))[0, ..., 0].ravel().astype(int)
+    assert mapped[0] == 0 and mapped[-1] == 255 and (np.diff(mapped) >= 0).all()
+    assert mapped[128] != 128
 
 
 def unexplained_by_shift(a, b, reach=16):

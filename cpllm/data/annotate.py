@@ -25,6 +25,7 @@ FAULTS = {
     "recompress": "compression artifacts",
     "freeze": "frozen frames",
     "exposure": "wrong exposure",
+    "exposure+noise": "underexposure and noise",
 }
 CONTENT = ("The video shows {}.", "The frames show {}.", "This is a view of {}.", "We see {}.")
 STYLE = ("The style is best called {}.", "In style it counts as {}.", "The style may be called {}.",

@@ -66,8 +66,8 @@ class PairBatches:
     paper does not say where pairs come from: `within_share` of them join two videos of one
     scene, the others two scenes.
 
-    shard: (this process, their number). Every process draws the whole batch and prepares its own
-    share of the singles and of the pairs; their concatenation is the batch of all.
+    A batch lies in `groups`, one for each device that trains, with equal shares of the singles
+    and of the pairs. Every process draws the whole batch and prepares only its `own` groups.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class PairBatches:
         store: Path,
         tokenizer: Tokenizer,
         cfg: config.Config,
-        shard: tuple[int, int] = (0, 1),
+        groups: int = 1,
+        own: range = range(1),
     ):
         self.rows, self.tokenizer, self.cfg = rows.reset_index(drop=True), tokenizer, cfg
         self.quality = (manifests.quality(self.rows) / 100).to_numpy(np.float32)
         self.original = (self.rows["role"] == "original").to_numpy()
         self.originals = np.flatnonzero(self.original)
-        groups = self.rows.groupby("scene").indices.values()
-        self.scenes = [np.asarray(i) for i in groups if len(i) > 1]
+        self.scene = self.rows.groupby("scene").indices
         self.stored = [stored(store, r) for r in self.rows.itertuples()]
         # A view is small, and its resizing a third of a batch's cost.
         self.view = lru_cache(VIEWS // (3 * cfg.video.high_size**2))(self._view)
@@ -91,10 +91,11 @@ class PairBatches:
             self._pack(text.DESCRIBE, annotate.describe(r)) for r in self.rows.to_dict("records")
         ]
         self.answers = [self._pack(text.COMPARE, answer) for answer in text.ANSWERS]
-        self.shard, counts = shard, (self.singles(), cfg.train.batch - self.singles())
-        if any(n % shard[1] for n in counts):
+        self.groups, self.own = groups, own
+        counts = self.singles(), cfg.train.batch - self.singles()
+        if any(n % groups for n in counts):
             raise ValueError(
-                f"train.batch: expected singles and pairs that {shard[1]} processes can share "
+                f"train.batch: expected singles and pairs that {groups} devices can share "
                 f"equally, got {counts[0]} and {counts[1]}"
             )
 
@@ -122,10 +123,10 @@ class PairBatches:
 
     def _draw_pair(self, rng: np.random.Generator) -> tuple[int, int]:
         while True:
-            if self.scenes and rng.random() < self.cfg.train.within_share:
-                i, j = rng.choice(self.scenes[rng.integers(len(self.scenes))], 2, replace=False)
-            else:
-                i, j = rng.integers(len(self.rows), size=2)
+            i, j = rng.integers(len(self.rows), size=2)
+            mates = self.scene[self.rows["scene"][i]]
+            if len(mates) > 1 and rng.random() < self.cfg.train.within_share:
+                j = rng.choice(mates)
             if self.quality[i] != self.quality[j]:
                 return int(i), int(j)
 
@@ -141,15 +142,22 @@ class PairBatches:
             for item in items
         ]
 
+    def videos(self, step: int) -> list[str]:
+        """The names of all videos in a batch."""
+        return [self.rows["video"][i] for items, *_ in self._draw(step) for i in items]
+
     def __getitem__(self, step: int) -> Batch:
-        """The frames of singles stand once: `first` and `second` int[B] index into the frames
-        of all processes.
+        """The own groups, one after the other; frames of singles stand once: `first` and `second`
+        int[B] index into the frames of their group.
         """
-        at, of = self.shard
-        drawn = self._draw(step)[at::of]
+        drawn = self._draw(step)
+        parts = [self._group(drawn[g :: self.groups]) for g in self.own]
+        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+    def _group(self, drawn: list[tuple]) -> Batch:
         items = [item for item, *_ in drawn]
         frames = [frame for item in drawn for frame in self._frames(*item)]
-        first = np.cumsum([0, *map(len, items[:-1])]).astype(np.int32) + at * len(frames)
+        first = np.cumsum([0, *map(len, items[:-1])]).astype(np.int32)
         second = first + np.array([len(item) - 1 for item in items], np.int32)
         texts = [self._text(item) for item in items]
         q = np.array([[self.quality[item[0]], self.quality[item[-1]]] for item in items])
@@ -173,11 +181,12 @@ class PairBatches:
     def _frames(self, item: tuple[int, ...], at: int, seed: int, change: Callable) -> list[Batch]:
         """One random key frame per member; cells and augmentation are the same for both."""
         cfg, out = self.cfg.video, []
+        k = self.cfg.train.patches or cfg.patches
         for i in item:
             frame = self._frame(i, at)
             jitter = np.random.default_rng(seed) if self.cfg.train.augment else None
-            cells = video.patch_positions(*frame.shape[1:3], cfg.patch_size, cfg.patches, jitter)
-            patches, present = video.cut_patches(frame, cfg.patch_size, cfg.patches, cells)
+            cells = video.patch_positions(*frame.shape[1:3], cfg.patch_size, k, jitter)
+            patches, present = video.cut_patches(frame, cfg.patch_size, k, cells)
             view = change(self.view(i, at))
             out.append({"view": view, "patches": change(patches)[0], "present": present})
         return out

@@ -1,4 +1,4 @@
-"""One scene → its clean original, its codec ladder and its distorted originals, with labels.
+"""One scene → its clips: original, codec ladders, distorted originals, with their labels.
 
 Files lie under one root: `<scene>@original.mp4`, `<scene>@crf31.mp4`, `<scene>@blur-0.mp4`, and
 `<scene>.json`, written last, which says how they were made and what came out. A scene whose record
@@ -8,14 +8,12 @@ and files agree is not made again, so an interrupted build goes on where it stop
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -30,10 +28,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cpllm.config import Config, Data
 from cpllm.data import distort, families, labels, manifests, scenes, video
 
-ENCODERS = {"h264": "libx264"}
+ENCODERS = {
+    "h264": ("libx264", {}),
+    "hevc": ("libx265", {"preset": "superfast",
+                         "x265-params": "pools=none:frame-threads=1:info=0:log-level=none"}),
+    "vp9": ("libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "5"}),
+    "av1": ("libsvtav1", {"preset": "12", "svtav1-params": "lp=1"}),
+}
+"""FFmpeg's name and options; H.264's preset is `config.Data.preset`."""
+
+LEVELS = {"vp9": (20, 30, 40, 50, 60), "av1": (20, 30, 40, 50, 60), "hevc": (18, 26, 34, 42, 50)}
+"""CRFs of the ladders that test generalisation to other codecs."""
+
+os.environ.setdefault("SVT_LOG", "1")  # errors only: the encoder writes past Python's logging
 TAGS = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}  # ITU-T H.273
 ORIGINAL_CRF = 10
 """Of originals: users' originals too have been compressed, hardly visibly."""
+
+UPLOAD_CRFS = (10, 10, 18, 24, 30)
+"""Of distorted uploads: what a phone makes of a faulty picture."""
 
 SPLITS = ("train", "validation", "test")
 COMMITTED = Path(__file__).resolve().parents[2] / "data_manifests"
@@ -57,16 +70,20 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
     """Encode uint8[N, H, W, 3] as 8-bit 4:2:0; even sides. The same input gives the same bytes.
 
     One thread, because x264's output depends on their number. The file gets its name when whole.
+    `preset` is x264's; the other encoders' options are in ENCODERS.
     """
     n, height, width = frames.shape[:3]
     if height % 2 or width % 2:
         raise ValueError(f"{path}: 4:2:0 needs even sides, came {width}x{height}")
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    options = {"crf": str(crf), "preset": preset}
+    name, options = ENCODERS[codec]
+    options = {"crf": str(crf), "preset": preset} | options
+    if codec == "vp9":
+        del options["preset"]
     try:
         with av.open(part, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream(ENCODERS[codec], rate=rate, options=options)
+            stream = container.add_stream(name, rate=rate, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             context = stream.codec_context
             context.thread_count, context.time_base = 1, 1 / rate
@@ -81,15 +98,18 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
 
 
 def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: bool = True,
-          workers: int | None = None, committed: Path | None = None) -> pd.DataFrame:
+          workers: int | None = None, committed: Path | None = None,
+          scheduler: str | None = None) -> pd.DataFrame:
     """Make every clip of the splits under `root` that isn't there, label it, list it.
 
     A label is taken from the committed manifest (`committed`/<split>.csv, by default those of the
     profile in data_manifests/) where the decoded frames' hash is the same, else computed; clips
-    that differ are counted and the first is named. Scenes run in parallel processes.
+    that differ are counted and the first is named. Scenes run in parallel: in processes here, or on
+    the dask cluster at the address `scheduler`, whose workers see `root` under the same path.
 
     Returns the manifest, also written to <root>/manifest.csv. BuildError at the end, when the
-    other scenes are done, if some failed: calling again makes those only.
+    other scenes are done, if some failed: <root>/failed.csv names each clip with its error, and
+    calling again makes those scenes only.
     """
     root.mkdir(parents=True, exist_ok=True)
     committed = COMMITTED / config.profile if committed is None else committed
@@ -98,12 +118,15 @@ def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: 
     rows = {s.name: done for s in chosen if (done := _recorded(s, config.data, root)) is not None}
     failed = {}
     waiting = [s for s in chosen if s.name not in rows]
-    for scene, result in _each(waiting, config.data, root, known, progress, workers):
+    for scene, result in _each(waiting, config.data, root, known, progress, workers, scheduler):
         (failed if isinstance(result, Exception) else rows)[scene.name] = result
+    (root / "failed.csv").unlink(missing_ok=True)
     if failed:
+        pd.Series(failed, name="error").to_csv(root / "failed.csv", index_label="scene")
         name, error = min(failed.items())
         raise BuildError(f"{len(failed)} of {len(chosen)} scenes failed (first: {name}: {error}); "
-                         f"the others are in {root}; build again to retry")
+                         f"all are listed in {root / 'failed.csv'}, the others are whole; build "
+                         "again to retry")
     table = pd.DataFrame([row for scene in chosen for row in rows[scene.name]])
     manifests.write(table, root / "manifest.csv")
     if changed := differing(table, known):
@@ -136,42 +159,121 @@ def commit_manifest(table: pd.DataFrame, folder: Path) -> None:
         manifests.write(rows, folder / f"{split}.csv")
 
 
+def verify(table: pd.DataFrame, root: Path) -> dict[str, str]:
+    """What is wrong with the manifest's files under `root`, by video; empty if nothing is.
+
+    A missing, empty, unreadable or exchanged file is named; the others are still looked at.
+    """
+    wrong = {}
+    for row in table.itertuples():
+        path = root / f"{row.video}.mp4"
+        try:
+            if not path.is_file() or not path.stat().st_size:
+                wrong[row.video] = "empty file" if path.is_file() else "no such file"
+            elif (came := frames_sha256(path)) != row.sha256:
+                wrong[row.video] = f"expected frames {row.sha256}, came {came}"
+        except (OSError, ValueError, av.FFmpegError) as error:
+            wrong[row.video] = f"cannot be decoded: {error}"
+    return wrong
+
+
 def clips(scene: scenes.Scene, data: Data) -> list[dict]:
-    """How each clip of a scene is made: its manifest row, as far as it is known beforehand."""
+    """How each clip of a scene is made: its manifest row, as far as it is known beforehand.
+
+    `take` numbers the fault that the frames carry before they are encoded; it is no column.
+    """
+    rows = _laddered(scene, data) if scene.codecs else _uploaded(scene, data)
     common = asdict(scene) | {"scene": scene.name, "codec": data.codec}
-    common = {k: v for k, v in common.items() if k not in ("name", "seed")}
-    clean = {"distortion": "none", "strength": 0.0}
-    original = {"role": "original", "crf": ORIGINAL_CRF}
-    rows = [{"video": f"{scene.name}@original", **original, **clean}]
-    rows += [{"video": f"{scene.name}@crf{crf}", "role": "variant", "crf": crf, **clean}
-             for crf in data.crfs]
-    for i in range(data.distorted):
-        name, strength = distort.draw(_seed(scene, i))
-        rows.append({"video": f"{scene.name}@{name}-{i}", **original,
-                     "distortion": name, "strength": strength})
+    common = {k: v for k, v in common.items() if k not in ("name", "seed", "codecs")}
     return [common | row for row in rows]
 
 
+def _laddered(scene, data) -> list[dict]:
+    """The clean original, every level of every codec, and distorted originals; in test, one."""
+    rows = [_original(scene)]
+    for codec in scene.codecs:
+        other = codec != data.codec
+        rows += [_variant(rows[0], codec, crf, other)
+                 for crf in (LEVELS[codec] if other else data.crfs)]
+    takes = min(data.distorted, 1) if scene.split == "test" else data.distorted
+    return rows + [_faulty(scene, take) for take in range(takes)]
+
+
+def _uploaded(scene, data) -> list[dict]:
+    """What stands for one upload.
+
+    Of a scene of Figure 1 the clean original and its twin with the real defect; of the others a
+    clean or a distorted original. Training gets a coded and another distorted one beside it,
+    YT-Compress two encodes by VP9.
+    """
+    rng = np.random.default_rng(scene.seed)
+    fresh = scene.dataset == "yt-compress"  # whose variants are made of the original as it is
+    crf = ORIGINAL_CRF if fresh else int(rng.choice(UPLOAD_CRFS))
+    clean, faulty = _original(scene), _faulty(scene, 0, crf)
+    if scene.split != "test":
+        third = clean if rng.random() < 0.3 else _faulty(scene, 1, int(rng.choice(UPLOAD_CRFS)))
+        return [third, faulty, _variant(clean, data.codec, int(rng.choice(data.crfs)))]
+    if fresh:
+        first = clean if rng.random() < 0.3 else faulty
+        levels = np.sort(rng.choice(range(24, 61, 4), 2, replace=False))
+        return [first, *(_variant(first, "vp9", int(crf), True) for crf in levels)]
+    if scene.family in scenes.FIGURE1:
+        return [clean, faulty]
+    return [clean if rng.random() < 0.2 else faulty]
+
+
+def _original(scene, crf: int = ORIGINAL_CRF) -> dict:
+    return {"video": f"{scene.name}@original", "role": "original", "crf": crf, "take": -1,
+            "distortion": "none", "strength": 0.0}
+
+
+def _faulty(scene, take: int, crf: int = ORIGINAL_CRF) -> dict:
+    """A distorted original; the first of a scene of Figure 1 has the defect that it seems to."""
+    name, strength = distort.draw(_seed(scene, take))
+    if take == 0 and scene.family in scenes.FIGURE1:
+        name, strength = scenes.FIGURE1[scene.family], round(0.35 + 0.65 * strength, 3)
+    return _original(scene, crf) | {"video": f"{scene.name}@{name}-{take}", "take": take,
+                                    "distortion": name, "strength": strength}
+
+
+def _variant(original: dict, codec: str, crf: int, named: bool = False) -> dict:
+    video = original["video"].removesuffix("@original") + ("@", "-")[original["take"] >= 0]
+    return original | {"video": f"{video}{codec + '-' if named else ''}crf{crf}",
+                       "role": "variant", "codec": codec, "crf": crf}
+
+
 def frames_sha256(path: Path) -> str:
-    """First 16 hex digits of the SHA-256 of the decoded RGB frames and their size."""
-    frames = video.all_frames(path, threads=1)
-    return hashlib.sha256(repr(frames.shape).encode() + frames.tobytes()).hexdigest()[:16]
+    """First 16 hex digits of the SHA-256 of the decoded frames' planes and their size."""
+    digest = hashlib.sha256()
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for frame in container.decode(video=0):
+            digest.update(repr((frame.width, frame.height, frame.format.name)).encode())
+            digest.update(np.ascontiguousarray(frame.to_ndarray()))
+    return digest.hexdigest()[:16]
 
 
 def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> list[dict]:
-    """Make the scene's files and labels, then the record that vouches for them; its rows."""
+    """Make the scene's files and labels, then the record that vouches for them; its rows.
+
+    A clip that can't be made doesn't keep the others from being made; BuildError names it.
+    """
     record = root / f"{scene.name}.json"
     record.unlink(missing_ok=True)
-    rows, pristine = clips(scene, data), scenes.render(scene)
-    for i, row in enumerate(rows):
-        frames = pristine
-        if row["distortion"] != "none":
-            seed = _seed(scene, i - len(rows) + data.distorted)
-            frames = distort.apply(row["distortion"], row["strength"], pristine, seed)
-        path = root / f"{row['video']}.mp4"
-        encode(frames, path, row["crf"], scene.fps, data.codec, data.preset)
-        row |= {"bytes": path.stat().st_size, "sha256": frames_sha256(path)}
-    _label(rows, pristine, scene, data, root, known)
+    rows, film, failed = clips(scene, data), {-1: scenes.render(scene)}, {}
+    for row in rows:
+        path, take = root / f"{row['video']}.mp4", row.pop("take")
+        try:
+            if take not in film:
+                film[take] = distort.apply(row["distortion"], row["strength"], film[-1],
+                                           _seed(scene, take))
+            encode(film[take], path, row["crf"], scene.fps, row["codec"], data.preset)
+            row |= {"bytes": path.stat().st_size, "sha256": frames_sha256(path)}
+        except Exception as error:  # of one clip; named below, with the others
+            failed[row["video"]] = f"{type(error).__name__}: {error}"
+    if failed:
+        raise BuildError("; ".join(f"{video}: {error}" for video, error in failed.items()))
+    _label(rows, film[-1], scene, data, root, known)
     files = {row["video"]: _file_sha256(root / f"{row['video']}.mp4") for row in rows}
     part = record.with_suffix(f".{os.getpid()}.part")
     held = {"recipe": _recipe(scene, data), "files": files, "rows": rows}
@@ -194,31 +296,35 @@ def _label(rows, pristine, scene, data, root, known) -> None:
         reference = Path(folder, "pristine.mp4")
         encode(pristine, reference, crf=0, fps=scene.fps, preset="ultrafast")  # CRF 0: lossless
         paths = [root / f"{row['video']}.mp4" for row in unknown]
-        measured = labels.vmaf(paths, reference, data.proxy_lines)
+        measured = labels.vmaf(paths, reference, data.proxy_lines, data.proxy_every)
     for row, label in zip(unknown, measured, strict=True):
         row |= label._asdict()
 
 
-def _each(chosen, data, root, known, progress, workers) -> Iterator[tuple]:
+def _each(chosen, data, root, known, progress, workers, scheduler) -> Iterator[tuple]:
     """(scene, its rows or the exception) as they get done, behind a progress bar."""
     bar = Progress(TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                    console=Console(stderr=True), disable=not progress or not chosen)
-    jobs = [(s, data, root, known[known["scene"] == s.name]) for s in chosen]
+    longest = sorted(chosen, key=lambda s: -s.height * s.width * len(clips(s, data)))
+    jobs = [(s, data, root, known[known["scene"] == s.name]) for s in longest]
     workers = min(workers or os.cpu_count(), len(chosen))
-    done = _in_processes(jobs, workers) if workers > 1 else ((j[0], _try(*j)) for j in jobs)
+    alone = workers <= 1 and scheduler is None
+    done = ((j[0], _try(*j)) for j in jobs) if alone else _spread(jobs, workers, scheduler)
     with bar:
         yield from bar.track(done, len(jobs), description="")
 
 
-def _in_processes(jobs, workers) -> Iterator[tuple]:
-    # Not fork: PyAV's and JAX's threads don't survive it.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
-    try:
-        scene = {pool.submit(_try, *job): job[0] for job in jobs}
+def _spread(jobs, workers, scheduler) -> Iterator[tuple]:
+    """The jobs by a dask cluster's workers: the one at an address, or processes of this machine."""
+    from distributed import Client, LocalCluster, as_completed
+
+    with contextlib.ExitStack() as stack:
+        here = scheduler or stack.enter_context(LocalCluster(
+            n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None))
+        client = stack.enter_context(Client(here))
+        scene = {client.submit(_try, *job, pure=False): job[0] for job in jobs}
         for future in as_completed(scene):
             yield scene[future], future.exception() or future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _try(*job) -> list[dict] | Exception:
@@ -226,12 +332,6 @@ def _try(*job) -> list[dict] | Exception:
         return make(*job)
     except Exception as error:  # reported with its scene when the others are done
         return error
-
-
-def _end_with_parent() -> None:
-    """Let a worker die with its parent, which may be killed; it would wait for work forever."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _frame(array: np.ndarray, matrix: Colorspace, pts: int) -> av.VideoFrame:
@@ -251,7 +351,8 @@ def _seed(scene: scenes.Scene, i: int) -> int:
 def _recipe(scene: scenes.Scene, data: Data) -> str:
     """Digest of everything that the clips and labels depend on, the renderers' code included."""
     how = {"scene": asdict(scene), "av": av.__version__, "libraries": av.library_versions,
-           "rows": clips(scene, data), "preset": data.preset, "lines": data.proxy_lines,
+           "rows": clips(scene, data), "preset": data.preset, "encoders": ENCODERS,
+           "labels": (data.proxy_lines, data.proxy_every),
            "renderers": RENDERERS, "conversion": int(video.EXACT)}
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
 

@@ -39,6 +39,7 @@ SCHEMA = {
     "source": Column(str, pattern=NAME),
     "family": Column(str),
     "split": Column(str, pattern="train|validation|test"),
+    "dataset": Column(str),
     "role": Column(str, pattern="original|variant"),
     "distortion": Column(str),
     "strength": Column(float),
@@ -50,12 +51,13 @@ SCHEMA = {
     "fps": Column(float, 1e-3),
     "proxy": Column(float, 0, 100),
     "psnr": Column(float, 0, 100),
+    "ssim": Column(float, -1, 1),
     "bytes": Column(int, 1),
     "sha256": Column(str, pattern="[0-9a-f]{16}"),
     "content": Column(str),
     "style": Column(str),
 }
-"""`video` is the file's stem; `proxy` the FR-proxy (VMAF); `sha256` is over decoded RGB frames."""
+"""`video` is the file's stem; `proxy` the FR-proxy (VMAF); `sha256` is over decoded frames."""
 
 PATH = r"(?!/|[A-Za-z]:)(?!(.*/)?\.\.(/|$))[^\\\x00-\x1f]*[^\\\x00-\x1f/]"
 """Relative and below its root on every system."""
@@ -195,7 +197,7 @@ def _refuse(table, wrong, column, expected, name, first) -> None:
 
 def prediction_rows(table: pd.DataFrame) -> pd.DataFrame:
     """What predictions.csv repeats of a manifest. An original's own CRF is no level: left empty."""
-    columns = ["video", "source", "family", "subset", "split", "role", "distortion", "codec", "crf",
-               "proxy", "mos", "dmos"]
+    columns = ["video", "source", "family", "dataset", "subset", "split", "role", "distortion",
+               "codec", "crf", "proxy", "mos", "dmos"]
     rows = table[[c for c in columns if c in table]]
     return rows.assign(crf=rows["crf"].where(rows["role"] == "variant")) if "crf" in rows else rows

@@ -1,8 +1,8 @@
 """The built-in scenes: photographs from installed wheels and procedural worlds, filmed.
 
 A source is one photograph (both views of a stereo pair are one) or one procedural seed. Sources are
-split first, scenes drawn afterwards, so none appears in two splits. The family `game` occurs only
-in the test split, and `collage`, which cuts up the training photographs, only in the train split.
+split first, scenes drawn afterwards, so none appears in two splits. Each set of the paper has a
+counterpart in `SETS`. The families in `UNSEEN` occur in test sets only.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -29,12 +30,17 @@ LARGEST_ZOOM = 1.3
 
 @dataclass(frozen=True)
 class Scene:
-    """One source clip. `content` and `style` are short phrases; sides are even, in pixels."""
+    """One source clip. `content` and `style` are short phrases; sides are even, in pixels.
+
+    codecs: those whose ladders it is encoded at; none if it stands for one upload.
+    """
 
     name: str
     source: str
     family: str
     split: str
+    dataset: str
+    codecs: tuple[str, ...]
     seed: int
     height: int
     width: int
@@ -44,8 +50,7 @@ class Scene:
     style: str
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """A photograph: its files under the package's folder, and a tint for a grey one."""
 
     split: str
@@ -92,99 +97,156 @@ PHOTOS = {
     "hopper": Photo("test", "matplotlib", ("mpl-data/sample_data/grace_hopper.jpg",),
                     "a naval officer with glasses before flags", "studio portrait"),
     "ihc": _skimage("test", "ihc.png", "stained tissue under a microscope", "microscope image"),
+    "cell": _skimage("test", "cell.png", "a living cell under a microscope", "microscope image",
+                     tint=(0.9, 1.0, 0.95)),
     "retina": _skimage("test", "retina.jpg", "blood vessels of a retina", "medical photograph"),
     "text": _skimage("test", "text.png", "handwritten formulas on paper", "photographed document"),
 }
 
-STYLES = {
-    "leaves": "computer-drawn texture", "landscape": "rendered landscape",
-    "foliage": "rendered nature close-up", "water": "rendered water", "solids": "3-D rendering",
-    "cartoon": "flat cartoon", "city": "rendered city view", "text": "screen content",
-    "game": "video game", "collage": "collage of photographs",
+WORLDS = {
+    "leaves": ("computer-drawn texture", "autumn leaves on the ground", "pebbles seen from above",
+               "scraps of coloured paper", "shards of broken stone", "a heap of petals"),
+    "terrain": ("rendered landscape", "snowy mountains under a clear sky", "desert hills at sunset",
+                "green hills under drifting clouds", "dark mountains at dusk"),
+    "solids": ("3-D rendering", "coloured balls and boxes on a stone floor",
+               "toys on a tiled floor", "dark solids on a floor at night"),
+    "cartoon": ("flat cartoon", "a cartoon village with houses and trees",
+                "a cartoon town at night", "cartoon creatures on a hill"),
+    "text": ("screen content", "a page of printed text that scrolls",
+             "a code editor with coloured lines", "closing credits on black",
+             "a slide with headlines and a picture"),
+    "lowlight": ("intentional low light", "a street at night with lit windows",
+                 "distant lamps in the dark", "dark trees and lanterns at night"),
+    "bokeh": ("shallow depth of field", "a flower before a blurred garden",
+              "a ball before blurred lights", "a fruit before a soft background",
+              "a stone before a soft background"),
+    "pixelart": ("pixel art", "hills and creatures in pixel art", "a quiet pixel-art landscape"),
+    "collage": ("collage of photographs", "overlapping scraps of photographs"),
+    "game": ("video game", "a side-scrolling platform game", "a retro space shooter",
+             "a top-down dungeon game with monsters"),
+    "astronomy": ("astronomical view", "a nebula and its stars", "a cluster of galaxies",
+                  "the Milky Way in the night sky"),
+    "weave": ("fabric close-up", "woven cloth in folds", "knitwear with buttons",
+              "a mosaic of small tiles"),
 }
-WORLDS = {name: getattr(families, name) for name in STYLES if name != "collage"}
-VARIANTS = {"leaves": families.LEAVES, "landscape": families.LANDSCAPES,
-            "foliage": families.FOLIAGE, "water": families.WATER, "solids": families.SOLIDS,
-            "cartoon": families.CARTOONS, "city": families.CITIES, "text": families.TEXTS,
-            "game": families.GAMES, "collage": (("overlapping scraps of photographs",),)}
-ONLY = {"game": "test", "collage": "train"}
-SCREENS = ("cartoon", "text", "game")
-SPLITS = ("train", "validation", "test")
+"""Family → style, then the contents in the order of its variants."""
 
-PHOTO_SHARE = 0.45
-SHARES = (1.0, 2 / 3, 1.0, 0.5, 8 / 9, 4 / 9, 1.0, 0.75)
-"""Short sides, as shares of data.max_lines; small ones stop at 144 lines."""
-ASPECTS = (16 / 9, 3 / 4, 4 / 3, 9 / 16, 16 / 9, 1.0, 16 / 9)
+UNSEEN = ("game", "astronomy", "weave")
+SEEN = tuple(name for name in WORLDS if name not in UNSEEN)
+FIGURE1 = {"lowlight": "exposure+noise", "bokeh": "blur", "astronomy": "blur",
+           "pixelart": "upscale", "game": "upscale"}
+"""What looks degraded and isn't, with the real defect that its twin has."""
+
+SCREENS = ("cartoon", "text", "game", "pixelart")
+EXPOSED = ("leaves", "terrain", "solids", "collage", "bokeh", "weave", "photo")
+"""Their exposure is the camera's choice; the others' darkness or flatness is meant."""
+
+OTHER_CODECS = ("hevc", "vp9", "av1")
+SPLITS = ("train", "validation", "test")
+WIDE, TALL = (16 / 9, 4 / 3, 16 / 9, 1.0, 9 / 16), (9 / 16, 9 / 16, 3 / 4)
+LINES = (270, 360, 540, 240, 288, 540, 240, 720, 270, 360, 216, 540)
+SMALL = (240, 540, 270, 216, 360, 540, 288, 240)
+
+
+class Set(NamedTuple):
+    """A counterpart of one of the paper's sets: where its scenes come from and how large they are.
+
+    photos: the share of photographs; lines: short sides in turn, in pixels.
+    """
+
+    split: str
+    worlds: tuple[str, ...]
+    photos: float
+    lines: tuple[int, ...]
+    aspects: tuple[float, ...] = WIDE
+
+
+SETS = {
+    "lsvq-train": Set("train", SEEN, 0.25, LINES),
+    "lsvq-validation": Set("validation", SEEN, 0.2, LINES),
+    "lsvq-test": Set("test", (*UNSEEN, *SEEN), 0.25, LINES),
+    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1, (600, 720) * 8 + (1080, 600)),
+    "yt-compress": Set("test", ("terrain", "game", "collage", "bokeh", "weave"), 0.3, SMALL),
+    "youtube-ugc": Set("test", ("text", "lowlight", "game", "collage", "astronomy", "cartoon"), 0.3,
+                       SMALL),
+    "live-yt-gaming": Set("test", ("game", "solids", "pixelart", "game", "cartoon"), 0.0, SMALL),
+    "shorts-sdr": Set("test", ("collage", "bokeh", "text", "leaves", "lowlight"), 0.3, SMALL, TALL),
+    "shorts-hdr2sdr": Set("test", ("terrain", "lowlight", "bokeh", "collage", "solids"), 0.3, SMALL,
+                          TALL),
+}
+"""Not the sets themselves, which the user must bring: made scenes of their kind."""
 
 
 # --- catalog ------------------------------------------------------------------------------------
 
 
 def catalog(data: config.Data) -> tuple[Scene, ...]:
-    """All scenes: the configured count per split, photographs and procedural worlds mixed."""
-    counts = (data.train_scenes, data.validation_scenes, data.test_scenes)
-    return tuple(scene for split, count in zip(SPLITS, counts, strict=True)
-                 for scene in _photographs(split, round(PHOTO_SHARE * count), data)
-                 + _worlds(split, count - round(PHOTO_SHARE * count), data))
-
-
-def _photographs(split: str, count: int, data: config.Data) -> list[Scene]:
-    """`count` scenes over the split's photographs in turn, each with its own crop and path."""
-    names = [name for name, photo in PHOTOS.items() if photo.split == split]
+    """All scenes: of each split's first set some with a ladder, of every set some without."""
+    ladders = dict(zip(SPLITS, (data.train_scenes, data.validation_scenes, data.test_scenes),
+                       strict=True))
+    singles = dict(zip(SPLITS, data.singles, strict=True))
     scenes = []
-    for k in range(count):
+    for name, kind in SETS.items():
+        count = ladders.pop(kind.split, 0)
+        for ladder, n in ((True, count), (False, singles[kind.split])):
+            photos = _photographs(name, kind, ladder, round(kind.photos * n), data)
+            scenes += [*photos, *_worlds(name, kind, ladder, n - len(photos), data)]
+    return tuple(scenes)
+
+
+def _photographs(dataset: str, kind: Set, ladder: bool, count: int, data) -> list[Scene]:
+    """`count` scenes over the split's photographs in turn, each with its own crop and path.
+
+    A photograph has one ladder at most, so that ladders count as sources.
+    """
+    sizes = sorted({_size(lines, aspect, data.max_lines)
+                    for lines in kind.lines for aspect in kind.aspects}, key=min)
+    room = {name: _fitting(photograph(name)[0].size, sizes)
+            for name, photo in PHOTOS.items() if photo.split == kind.split}
+    names = [name for name in room if room[name]]
+    scenes = []
+    for k in range(min(count, len(names)) if ladder else count):
         name = names[k % len(names)]
-        size = _fit(photograph(name)[0].size, k, data.max_lines)
-        scenes.append(_scene(split, name, "photo", zlib.crc32(f"{name}{k}".encode()), size, k, data,
-                             PHOTOS[name].content, PHOTOS[name].style, k // len(names)))
+        size = room[name][(7 * (k // len(names)) + 3 * k) % len(room[name])]
+        scenes.append(_scene(dataset, kind, ladder, name, "photo", size, k, data,
+                             PHOTOS[name].content, PHOTOS[name].style))
     return scenes
 
 
-def _worlds(split: str, count: int, data: config.Data) -> list[Scene]:
-    """`count` procedural scenes over the split's families in turn, each with its own seed."""
-    names = [name for name in STYLES if ONLY.get(name, split) == split]
-    # A family of one split leads there: it must occur however few the scenes.
-    names.sort(key=lambda name: name not in ONLY)
+def _fitting(photo: tuple[int, int], sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The sizes that the photograph fills, with margin, without being enlarged too much."""
+    return [s for s in sizes
+            if all(a * MARGIN <= b * LARGEST_ZOOM for a, b in zip(s, photo, strict=True))]
+
+
+def _worlds(dataset: str, kind: Set, ladder: bool, count: int, data) -> list[Scene]:
+    """`count` procedural scenes over the set's families in turn, each with its own seed."""
     scenes = []
     for k in range(count):
-        name, seed = names[k % len(names)], 10_000 * (SPLITS.index(split) + 1) + k
-        content = VARIANTS[name][(k // len(names)) % len(VARIANTS[name])][0]
-        size = _size(SHARES[k % len(SHARES)], ASPECTS[k % len(ASPECTS)], data.max_lines)
-        scenes.append(_scene(split, f"{name}_{seed}", name, seed, size, k, data, content,
-                             STYLES[name]))
+        family = kind.worlds[k % len(kind.worlds)]
+        style, *contents = WORLDS[family]
+        turn = k + k // len(kind.lines)  # so that no family always has the same size
+        size = _size(kind.lines[turn % len(kind.lines)], kind.aspects[k % len(kind.aspects)],
+                     data.max_lines)
+        content = contents[(k // len(kind.worlds)) % len(contents)]
+        scenes.append(_scene(dataset, kind, ladder, family, family, size, k, data, content, style))
     return scenes
 
 
-def _scene(split, source, family, seed, size, k, data, content, style, take=None) -> Scene:
-    name = source if take is None else f"{source}_{take}"
-    return Scene(f"{split}_{name}", source, family, split, seed, size[1], size[0], data.frames,
-                 (30, 25)[k % 2], content, style)
+def _scene(dataset, kind, ladder, source, family, size, k, data, content, style) -> Scene:
+    name = f"{dataset}_{source}-{'ladder' if ladder else 'single'}{k}"
+    several = kind.split == "test" and 2 * k < data.other_ladders  # a photograph and a world each
+    codecs = (data.codec, *(OTHER_CODECS if several else ())) if ladder else ()
+    return Scene(name, source if family == "photo" else name, family, kind.split, dataset, codecs,
+                 zlib.crc32(name.encode()), size[1], size[0], data.frames, (30, 25)[k % 2],
+                 content, style)
 
 
-def _size(share: float, aspect: float, max_lines: int) -> tuple[int, int]:
-    """Even (width, height) whose short side is the share of `max_lines`, 144 or more if allowed."""
-    short = min(max_lines, max(144, round(share * max_lines)))
+def _size(lines: int, aspect: float, most: int) -> tuple[int, int]:
+    """Even (width, height) whose short side is `lines`, at most `most`."""
+    short = min(lines, most)
     width, height = (short * aspect, short) if aspect >= 1 else (short, short / aspect)
     return round(width / 2) * 2, round(height / 2) * 2
-
-
-def _fit(photo: tuple[int, int], k: int, max_lines: int) -> tuple[int, int]:
-    """The k-th size that the photograph fills, with margin, without being enlarged too much.
-
-    Odd k takes the largest such size, so that photographs too reach the most lines.
-    """
-    if k % 7 == 3 and min(photo) * LARGEST_ZOOM >= max_lines:
-        return _size(1.0, 16 / 9, max_lines)
-
-    def fits(size):
-        return all(a * MARGIN <= b * LARGEST_ZOOM for a, b in zip(size, photo, strict=True))
-
-    sizes = [_size(s, a, max_lines) for s in sorted(set(SHARES)) for a in sorted(set(ASPECTS))]
-    sizes = sorted({s for s in sizes if fits(s)}, key=min)
-    if not sizes:
-        return _size(min(photo) * LARGEST_ZOOM / MARGIN / max_lines, 1.0, max_lines)
-    largest = [s for s in sizes if min(s) == min(sizes[-1])]
-    return (largest if k % 2 else sizes)[(5 * k) % len(largest if k % 2 else sizes)]
 
 
 # --- photographs --------------------------------------------------------------------------------
@@ -206,24 +268,15 @@ def photograph(name: str) -> tuple[Image.Image, ...]:
 
 
 def _photo_layers(rng: np.random.Generator, scene: Scene, width: int, height: int) -> list[Layer]:
-    """A window of the photograph as the canvas, and cut-outs of the same photograph that move.
-
-    A frame too wide for the photograph shows it upright between blurred sides, as phones do.
-    """
+    """A window of the photograph as the canvas, and cut-outs of the same photograph that move."""
     views = photograph(scene.source)
     photo = views[rng.integers(len(views))]
     if rng.random() < 0.5:
         photo = photo.transpose(Image.FLIP_LEFT_RIGHT)
     largest, lines = min(photo.width / width, photo.height / height), min(width, height)
-    scale = min(largest, max(1 / LARGEST_ZOOM, rng.uniform(0.75, 1.0) * largest))
-    canvas = _window(rng, photo, width, height, scale)
-    layers = [Layer(canvas, sway=rng.uniform(0.002, 0.012) * lines)]
-    if largest < 1 / LARGEST_ZOOM:
-        scale = photo.height / scene.height
-        upright = _window(rng, photo, round(rng.uniform(0.6, 0.9) * lines), scene.height, scale)
-        layers = [Layer(canvas.filter(ImageFilter.GaussianBlur(0.04 * lines))),
-                  Layer(upright.convert("RGBA"), parallax=0.0)]
-    for size in rng.uniform(0.15, 0.3, rng.integers(1, 3)) * lines:
+    scale = max(min(largest, 1 / LARGEST_ZOOM), rng.uniform(0.6, 1.0) * largest)
+    layers = [Layer(_window(rng, photo, width, height, scale))]
+    for size in rng.uniform(0.12, 0.3, rng.integers(1, 4)) * lines:
         piece = families.cut(rng, _window(rng, photo, int(size), int(size), scale))
         turn, spin = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.015) * np.arange(scene.frames)
         spot = 0.36 * width * np.cos(turn), 0.36 * height * np.sin(turn)  # faces are in the middle
@@ -245,41 +298,74 @@ def render(scene: Scene) -> np.ndarray:
     """Film the scene: uint8[N, H, W, 3] RGB, the same bytes at every call."""
     rng = np.random.default_rng(scene.seed)
     layers = _layers(rng, scene)
+    change = _development(rng, scene, layers[0].image)
+    layers = [replace(layer, image=_every(layer.image, change)) for layer in layers]
+    if rng.random() < 0.1:
+        layers.append(families.caption(rng, scene.width, scene.height))
     moves, noise = _camera(rng, scene), _grain(rng, scene)
-    shots = [_shoot(layers, scene, n, *(m[n] for m in moves)) for n in range(scene.frames)]
-    # Drawn worlds are sharper than any lens; screens are filmed by none, photographs by theirs.
-    if scene.family not in ("photo", *SCREENS):
-        lens = ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9))
-        shots = [shot.filter(lens) for shot in shots]
-    colours, curves = _grade(rng, shots[0])
-    bar = round(scene.height * rng.uniform(0.06, 0.13)) if rng.random() < 0.08 else 0
+    bar = round(scene.height * rng.uniform(0.06, 0.13)) if rng.random() < 0.06 else 0
     film = np.zeros((scene.frames, scene.height, scene.width, 3), np.uint8)
-    for n, shot in enumerate(shots):
-        frame = np.asarray(shot.convert("RGB", colours).point(curves), np.float32) + noise()
-        film[n, bar:scene.height - bar] = np.clip(frame, 0, 255)[bar:scene.height - bar]
-    return film
+    for n in range(scene.frames):
+        shot = np.asarray(_shoot(layers, scene, n, *(m[n] for m in moves)))
+        film[n, bar:scene.height - bar] = noise(shot)[bar:scene.height - bar]
+    return tone_map(film, rng) if scene.dataset == "shorts-hdr2sdr" else film
 
 
 def _layers(rng: np.random.Generator, scene: Scene) -> list[Layer]:
-    """What stands before the camera, back to front; a tenth of it under a caption."""
+    """What stands before the camera, back to front."""
     width, height = (round(MARGIN * side) for side in (scene.width, scene.height))
     if scene.family == "photo":
-        layers = _photo_layers(rng, scene, width, height)
-    elif scene.family == "collage":
+        return _photo_layers(rng, scene, width, height)
+    if scene.family == "collage":
         pool = [photograph(n)[0] for n, photo in PHOTOS.items() if photo.split == scene.split]
-        layers = families.collage(rng, width, height, scene.frames, pool)
-    else:
-        variant = [v[0] for v in VARIANTS[scene.family]].index(scene.content)
-        layers = WORLDS[scene.family](rng, width, height, scene.frames, variant)
-    marked = rng.random() < 0.1
-    return [*layers, families.caption(rng, scene.width, scene.height)] if marked else layers
+        return families.collage(rng, width, height, scene.frames, pool)
+    variant = WORLDS[scene.family].index(scene.content) - 1
+    return getattr(families, scene.family)(rng, width, height, scene.frames, variant)
+
+
+def _every(image, change):
+    """An image or each of several changed; transparency is kept."""
+    if isinstance(image, tuple):
+        return tuple(_every(one, change) for one in image)
+    changed = change(image.convert("RGB"))
+    if image.mode == "RGBA":
+        changed.putalpha(image.getchannel("A"))
+    return changed
+
+
+def _development(rng: np.random.Generator, scene: Scene, canvas: Image.Image):
+    """What this camera makes of the light: lens blur, saturation, exposure, balance, gamma.
+
+    Automatic exposure spreads most scenes over most levels, at most 1.8 times; a fifth stay dull.
+    Drawn worlds are sharper than any lens; screens are filmed by none, photographs by theirs.
+    """
+    s, luma = rng.uniform(0.45, 1.15), (0.299, 0.587, 0.114)
+    matrix = [(1 - s) * luma[j] + s * (i == j) if j < 3 else 0 for i in range(3) for j in range(4)]
+    low, high = np.percentile(np.asarray(canvas.convert("L")), (1, 99))
+    black, white = rng.uniform(0, 40), rng.uniform(185, 255)
+    gain = np.clip((white - black) / max(high - low, 1), 0.5, 1.8)
+    if rng.random() < 0.2:
+        gain, black = 0.85, low * 0.85 + 20
+    if scene.family not in EXPOSED:
+        gain, black = 1.0, low
+    x = np.clip((black + (np.arange(256) - low) * gain) / 255, 0, 1)
+    balance, gamma = 1 + rng.normal(0, 0.03, 3), rng.uniform(0.85, 1.2)
+    curves = [int(min(255, 255 * v * b + 0.5)) for b in balance for v in x**gamma]
+    sharp = scene.family in ("photo", *SCREENS)
+    lens = None if sharp else ImageFilter.GaussianBlur(rng.uniform(0.1, 0.7))
+
+    def change(image: Image.Image) -> Image.Image:
+        image = image.convert("RGB", matrix).point(curves)
+        return image.filter(lens) if lens else image
+
+    return change
 
 
 def _camera(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per frame the pan (x, y) in pixels, the zoom and the angle in radians.
 
-    A quarter of the cameras stand on a tripod; the others pan, zoom, turn and shake a little. All
-    stay within the margin: pan 4.5% and shake 0.5% of the short side, zoom 1 or more.
+    A quarter of the cameras stand on a tripod; the others pan, zoom and shake a little, and a fifth
+    turn. All stay within the margin: pan 4.5% and shake 0.5% of the short side, zoom 1 or more.
     """
     t = np.linspace(-1, 1, scene.frames)
     lines = min(scene.height, scene.width)
@@ -289,12 +375,12 @@ def _camera(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, np.ndar
     pulse = rng.uniform(0.3, 0.9, (2, 1)) * np.arange(scene.frames) + rng.uniform(0, 6.28, (2, 1))
     pan = pan + rng.uniform(0, 0.005) * lines * moving * np.sin(pulse).T
     zoom = 1.04 + moving * rng.uniform(-0.04, 0.04) * t
-    return pan, zoom, moving * rng.uniform(-0.012, 0.012) * t
+    return pan, zoom, moving * (rng.random() < 0.2) * rng.uniform(-0.012, 0.012) * t
 
 
 def _shoot(layers, scene, n, pan, zoom, angle) -> Image.Image:
     """The RGB frame n: every layer put in place, back to front."""
-    frame = None
+    frame = Image.new("RGB", (scene.width, scene.height))
     for layer in layers:
         image = layer.image[n] if isinstance(layer.image, tuple) else layer.image
         path = np.zeros(2) if layer.path is None else layer.path[n]
@@ -302,86 +388,96 @@ def _shoot(layers, scene, n, pan, zoom, angle) -> Image.Image:
         scale = 1 + (zoom - 1) * layer.parallax
         spot = np.array([scene.width, scene.height]) / 2 + (np.array(layer.at) + path
                                                             - layer.parallax * pan) * scale
-        if frame is None:
-            frame = _project(image, (scene.width, scene.height), spot, scale, turn, layer.sway, n)
-        else:
-            _overlay(frame, image, spot, scale, turn)
+        (_turned if turn else _upright)(frame, image, spot, scale, turn)
     return frame
 
 
-def _matrix(image, spot, scale, turn) -> np.ndarray:
-    """float[2, 3]: output pixel -> pixel of the image, whose centre lies at `spot`."""
-    c, s = np.cos(turn) / scale, np.sin(turn) / scale
-    linear = np.array([[c, s], [-s, c]])
-    return np.column_stack([linear, np.array(image.size) / 2 - linear @ spot])
+def _upright(frame, image, spot, scale, turn) -> None:
+    """Draw an image into the frame, in place: bicubic, its whole pixels only."""
+    size = np.array(image.size) * scale
+    low, high = spot - size / 2, spot + size / 2
+    left, top = np.maximum(np.ceil(low - 1e-6), 0).astype(int)
+    right, bottom = np.minimum(np.floor(high + 1e-6), frame.size).astype(int)
+    if right <= left or bottom <= top:
+        return
+    box = np.clip((np.array([left, top, right, bottom]) - [*low, *low]) / scale, 0,
+                  [*image.size, *image.size])
+    patch = image.resize((right - left, bottom - top), Image.BICUBIC, tuple(box))
+    frame.paste(patch, (left, top), patch if patch.mode == "RGBA" else None)
 
 
-def _project(image, size, spot, scale, turn, sway, n) -> Image.Image:
-    """Resample the canvas: bicubic over a mesh whose corners are moved by camera and wind."""
-    matrix, (width, height) = _matrix(image, spot, scale, turn), size
-    xs, ys = (np.linspace(0, side, 9).round().astype(int) for side in size)
-    x, y = np.meshgrid(xs, ys)
-    u, v = np.einsum("ij,jhw->ihw", matrix, np.stack([x, y, np.ones_like(x)]))
-    u = u + sway * np.sin(0.35 * n + 9.0 * y / height + 4.0 * x / width)
-    v = v + 0.6 * sway * np.sin(0.27 * n + 7.0 * x / width + 2.0 * y / height)
-    u, v = np.clip(u, 0, image.width), np.clip(v, 0, image.height)
-    mesh = [((xs[i], ys[j], xs[i + 1], ys[j + 1]),
-             tuple(w[r, c] for r, c in ((j, i), (j + 1, i), (j + 1, i + 1), (j, i + 1))
-                   for w in (u, v)))
-            for j in range(8) for i in range(8)]
-    return image.transform((width, height), Image.MESH, mesh, Image.BICUBIC)
-
-
-def _overlay(frame, image, spot, scale, turn) -> None:
-    """Draw a cut-out into the frame, in place; only the box that it covers is resampled."""
+def _turned(frame, image, spot, scale, turn) -> None:
+    """Draw a rotated image into the frame, in place; only the box that it covers is resampled."""
     c, s = abs(np.cos(turn)) * scale / 2, abs(np.sin(turn)) * scale / 2
     half = np.array([c * image.width + s * image.height, s * image.width + c * image.height]) + 1
     left, top = np.maximum(np.floor(spot - half), 0).astype(int)
     right, bottom = np.minimum(np.ceil(spot + half), frame.size).astype(int)
     if right <= left or bottom <= top:
         return
-    matrix, (w, h) = _matrix(image, spot - (left, top), scale, turn), (right - left, bottom - top)
-    corners = matrix @ np.array([[0, w, 0, w], [0, 0, h, h], [1, 1, 1, 1]])
-    x0, y0 = np.maximum(corners.min(1) - 3, 0).astype(int)
-    x1, y1 = np.minimum(corners.max(1) + 4, image.size).astype(int)
-    matrix[:, 2] -= x0, y0
-    patch = image.crop((x0, y0, x1, y1))
-    patch = patch.transform((w, h), Image.AFFINE, matrix.ravel(), Image.BICUBIC)
-    frame.paste(patch, (left, top), patch)
-
-
-def _grade(rng: np.random.Generator, shot: Image.Image) -> tuple[tuple[float, ...], list[int]]:
-    """What this camera makes of the light: a colour matrix, and a table of 3 x 256 levels.
-
-    Automatic exposure spreads most scenes over most levels, at most 1.8 times; a fifth stay dull.
-    """
-    s, luma = rng.uniform(0.45, 1.1), (0.299, 0.587, 0.114)
-    matrix = [(1 - s) * luma[j] + s * (i == j) if j < 3 else 0 for i in range(3) for j in range(4)]
-    low, high = np.percentile(np.asarray(shot.convert("L")), (1, 99))
-    black, white = rng.uniform(0, 35), rng.uniform(205, 255)
-    gain = np.clip((white - black) / max(high - low, 1), 0.5, 1.8)
-    if rng.random() < 0.2:
-        gain, black = 0.85, low * 0.85 + 20
-    x = np.clip((black + (np.arange(256) - low) * gain) / 255, 0, 1)
-    balance, gamma = 1 + rng.normal(0, 0.03, 3), rng.uniform(0.85, 1.2)
-    return tuple(matrix), [int(min(255, 255 * v * b + 0.5)) for b in balance for v in x**gamma]
+    cos, sin = np.cos(turn) / scale, np.sin(turn) / scale
+    linear = np.array([[cos, sin], [-sin, cos]])
+    shift = np.array(image.size) / 2 - linear @ (spot - (left, top))
+    matrix = np.column_stack([linear, shift]).ravel()
+    patch = image.transform((right - left, bottom - top), Image.AFFINE, matrix, Image.BICUBIC)
+    frame.paste(patch, (left, top), patch if patch.mode == "RGBA" else None)
 
 
 def _grain(rng: np.random.Generator, scene: Scene):
-    """A function that gives float32[H, W, 3] sensor noise, new at each call, plus 0.5 to round.
+    """A function that adds sensor noise, new at each call, to uint8[H, W, 3].
 
     Shifts of one field stand for fresh fields, at a tenth of the cost; luma noise is stronger.
+    Screens have none.
     """
-    sigma, reach = np.exp(rng.uniform(np.log(0.25), np.log(1.8))), 64
+    low, high = (0.8, 3.0) if scene.family == "lowlight" else (0.25, 1.8)
+    sigma, reach = np.exp(rng.uniform(np.log(low), np.log(high))), 64
+    if scene.family in SCREENS:
+        return lambda shot: shot
     shape = (scene.height + reach, scene.width + reach)
-    field = rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma)
+    field = 16 * sigma * rng.standard_normal(shape, dtype=np.float32)
+    luma, chroma = (0.85 * field).astype(np.int16), (0.4 * field).astype(np.int16)
 
-    def draw(share):
+    def draw(of):
         y, x = rng.integers(0, reach, 2)
-        return share * field[y:y + scene.height, x:x + scene.width]
+        return of[y:y + scene.height, x:x + scene.width]
 
-    def noise():
-        luma = draw(np.float32(0.85)) + np.float32(0.5)
-        return np.stack([luma + draw(np.float32(0.4)) for _ in range(3)], -1)
+    def noise(shot: np.ndarray) -> np.ndarray:
+        both = np.stack([draw(chroma) for _ in range(3)], -1) + (draw(luma) + 8)[..., None]
+        return np.clip(shot + (both >> 4), 0, 255).astype(np.uint8)
 
     return noise
+
+
+# --- high dynamic range -------------------------------------------------------------------------
+
+PQ = (2610 / 16384, 2523 / 4096 * 128, 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32)
+"""m1, m2, c1, c2, c3 of SMPTE ST 2084."""
+
+
+def pq_encode(light: np.ndarray) -> np.ndarray:
+    """10-bit full-range code values 0–1023 of luminance in cd/m², 0 to 10,000 (ST 2084)."""
+    m1, m2, c1, c2, c3 = PQ
+    y = np.clip(light / 10_000, 0, 1) ** m1
+    return np.round(1023 * ((c1 + c2 * y) / (1 + c3 * y)) ** m2).astype(np.uint16)
+
+
+def pq_decode(code: np.ndarray) -> np.ndarray:
+    """Luminance in cd/m² of 10-bit full-range code values."""
+    m1, m2, c1, c2, c3 = PQ
+    v = (code / 1023) ** (1 / m2)
+    return 10_000 * (np.maximum(v - c1, 0) / (c2 - c3 * v)) ** (1 / m1)
+
+
+def tone_map(film: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What a phone shows of a 10-bit PQ film: uint8[N, H, W, 3] to the same, tone-mapped.
+
+    The film's light is stretched to a peak of 600 to 4,000 cd/m², stored in PQ with 10 bits, and
+    brought back to SDR by an extended Reinhard curve, channel by channel. All three are functions
+    of one level, hence a table.
+    """
+    peak, gain, bend = rng.uniform(600, 4000), rng.uniform(0.7, 1.6), rng.uniform(1.0, 1.5)
+    linear = (np.arange(256) / 255) ** 2.4
+    light = 203 * gain * linear + (peak - 203 * gain) * linear ** (3 * bend)  # highlights
+    seen = pq_decode(pq_encode(light)) / 203
+    white = seen[-1]
+    sdr = seen * (1 + seen / white**2) / (1 + seen)
+    return (255 * np.clip(sdr / sdr[-1], 0, 1) ** (1 / 2.4) + 0.5).astype(np.uint8)[film]

@@ -12,7 +12,7 @@ from jax import Array
 
 from cpllm import config
 from cpllm.model.gemma import Gemma
-from cpllm.model.layers import dense
+from cpllm.model.layers import Dense, Norm
 from cpllm.model.quality import Predictor
 from cpllm.model.siglip import Siglip
 from cpllm.model.videoprism import VideoPrism
@@ -42,12 +42,12 @@ class CPLLM(nnx.Module):
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         width = model.decoder.width
-        self.high = Siglip(model.high, rngs)
-        self.low = VideoPrism(model.low, model.local_norm, rngs)
-        self.project_high = dense(model.high.width, width, rngs)
-        self.project_low = dense(model.low.width, width, rngs)
-        self.pool_norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.decoder = Gemma(model.decoder, model.lora_rank, rngs)
+        self.high = Siglip(model, rngs)
+        self.low = VideoPrism(model, rngs)
+        self.project_high = Dense(model.high.width, width, rngs)
+        self.project_low = Dense(model.low.width, width, rngs)
+        self.pool_norm = Norm(width)
+        self.decoder = Gemma(model, rngs)
         self.predictor = Predictor(width, model, rngs)
 
     def see(self, view: Array, patches: Array, present: Array) -> tuple[Array, Array]:
@@ -68,7 +68,7 @@ class CPLLM(nnx.Module):
         return self.predictor(u, v)
 
     def read(self, seen: list[tuple[Array, Array]], second: Array, text: dict[str, Array]) -> Array:
-        """Logits float32[B,L,V] at the text positions of [u1, v1, u2, v2, text] (or [u, v, text]).
+        """Hidden states [B,L,D] at the text positions of [u1, v1, u2, v2, text] (or [u, v, text]).
 
         seen: (u, v) of one or two frames; second: bool[B], False where the second frame is
         a duplicate of a single input, masked out of the decoder; text: `tokens` int[B,L],
@@ -81,4 +81,4 @@ class CPLLM(nnx.Module):
         valid = jnp.concatenate([*shown, text["valid"]], 1)
         answer = jnp.concatenate([jnp.zeros((b, n * len(frames)), bool), text["answer"]], 1)
         hidden = self.decoder(x, prefix_mask(valid, answer), positions(valid))
-        return self.decoder.logits(hidden[:, n * len(frames) :])
+        return hidden[:, n * len(frames) :]

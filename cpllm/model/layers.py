@@ -12,34 +12,43 @@ from jax import Array
 from cpllm.model.lora import Adapter
 
 
-def dense(n_in: int, n_out: int, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
-    """Linear layer with Glorot-uniform weights, as ViTs are initialised."""
-    return nnx.Linear(
-        n_in, n_out, use_bias=bias, rngs=rngs, kernel_init=nnx.initializers.xavier_uniform()
-    )
+class Dense(nnx.Module):
+    """x·W (+ b) in x's type, so that a tower computes in the type of what it is given.
 
-
-class ShiftedNorm(nnx.Module):
-    """Normalisation whose learned scale is stored around zero: y = x̂·(1 + w) (+ b), in float32.
-
-    `centre=True` is VideoPrism's LayerNorm, `centre=False` Gemma's RMSNorm (no bias).
+    Glorot-uniform weights, as ViTs are initialised.
     """
 
-    def __init__(self, width: int, centre: bool, eps: float = 1e-6):
-        self.scale = nnx.Param(jnp.zeros(width))
+    def __init__(self, n_in: int, n_out: int, rngs: nnx.Rngs, bias: bool = True):
+        self.kernel = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (n_in, n_out)))
+        self.bias = nnx.Param(jnp.zeros(n_out)) if bias else None
+
+    def __call__(self, x: Array) -> Array:
+        """[..., n_in] → [..., n_out]."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Norm(nnx.Module):
+    """y = x̂·w + b in float32, the result in x's type: SigLIP's LayerNorm.
+
+    `shifted` stores the scale around zero, y = x̂·(1 + w) + b, as VideoPrism does; Gemma's
+    RMSNorm is that without `centre`, and has no bias.
+    """
+
+    def __init__(
+        self, width: int, shifted: bool = False, centre: bool = True, eps: float = 1e-6
+    ):
+        self.scale = nnx.Param(jnp.zeros(width) if shifted else jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width)) if centre else None
-        self.centre, self.eps = centre, eps
+        self.shifted, self.centre, self.eps = shifted, centre, eps
 
     def __call__(self, x: Array) -> Array:
         """Over the last axis; statistics and scale in float32, the result in x's type."""
         y = x.astype(jnp.float32)
         if self.centre:
             y = y - y.mean(-1, keepdims=True)
-        y = (
-            y
-            * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-            * (1 + self.scale[...])
-        )
+        scale = self.scale[...].astype(jnp.float32) + self.shifted
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * scale
         return (y + self.bias[...] if self.centre else y).astype(x.dtype)
 
 
@@ -50,6 +59,30 @@ def rotate(x: Array, positions: Array, theta: float = 1e4) -> Array:
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     turned = [a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)]
     return jnp.concatenate(turned, -1).astype(x.dtype)
+
+
+def attend(
+    q: Array, k: Array, v: Array, mask: Array | None = None, softcap: float = 0.0
+) -> Array:
+    """softmax(q·kᵀ/√H)·v in q's type, the softmax in float32: [B,T,N,H] → [B,T,N,H].
+
+    k, v: [B,S,N_kv,H]; mask: bool[B,T,S], True where query t may look at key s. cuDNN's fused
+    attention where it applies (NVIDIA, 16-bit, no softcap, H ≤ 256 and a multiple of 8), else
+    XLA's own products, which on a CPU cost no more than any other layout we tried.
+    """
+    nvidia = jax.devices()[0].device_kind.startswith("NVIDIA")
+    if nvidia and q.dtype.itemsize == 2 and not softcap and q.shape[-1] in range(8, 257, 8):
+        heads = None if mask is None else mask[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=heads, implementation="cudnn")
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])  # queries of one key head
+    logits = jnp.einsum("btghd,bsgd->bghts", grouped, k, preferred_element_type=jnp.float32)
+    logits = logits * q.shape[-1] ** -0.5
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits).astype(q.dtype)
+    return jnp.einsum("bghts,bsgd->btghd", weights, v).reshape(q.shape)
 
 
 class Attention(nnx.Module):
@@ -72,10 +105,10 @@ class Attention(nnx.Module):
     ):
         self.heads, self.kv = heads, kv_heads or heads
         self.dim, self.softcap = head_dim or width // heads, softcap
-        self.q = dense(width, self.heads * self.dim, rngs, bias)
-        self.k = dense(width, self.kv * self.dim, rngs, bias)
-        self.v = dense(width, self.kv * self.dim, rngs, bias)
-        self.out = dense(self.heads * self.dim, width, rngs, bias)
+        self.q = Dense(width, self.heads * self.dim, rngs, bias)
+        self.k = Dense(width, self.kv * self.dim, rngs, bias)
+        self.v = Dense(width, self.kv * self.dim, rngs, bias)
+        self.out = Dense(self.heads * self.dim, width, rngs, bias)
         self.lora = nnx.Dict(
             {
                 name: Adapter(width, n * self.dim, rank, rngs)
@@ -98,14 +131,7 @@ class Attention(nnx.Module):
         q, k, v = (self._heads(name, x) for name in "qkv")
         if positions is not None:
             q, k = rotate(q, positions), rotate(k, positions)
-        q = q.reshape(*q.shape[:2], self.kv, -1, self.dim)  # group the queries of one key head
-        logits = jnp.einsum("btghd,bsgd->bghts", q, k).astype(jnp.float32) * self.dim**-0.5
-        if self.softcap:
-            logits = self.softcap * jnp.tanh(logits / self.softcap)
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits).astype(x.dtype)
-        y = jnp.einsum("bghts,bsgd->btghd", weights, v)
+        y = attend(q, k, v, mask, self.softcap)
         return self.out(y.reshape(*x.shape[:-1], -1))
 
 
@@ -127,7 +153,7 @@ class MLP(nnx.Module):
     """Two linear layers with a pointwise function between."""
 
     def __init__(self, width: int, hidden: int, out: int, activation: Callable, rngs: nnx.Rngs):
-        self.inner, self.outer = dense(width, hidden, rngs), dense(hidden, out, rngs)
+        self.inner, self.outer = Dense(width, hidden, rngs), Dense(hidden, out, rngs)
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
@@ -141,13 +167,16 @@ def stack(make: Callable[[nnx.Rngs], Block], layers: int, rngs: nnx.Rngs) -> Blo
 
 
 def run(
-    blocks: Block, x: Array, mask: Array | None = None, positions: Array | None = None
+    blocks: Block,
+    x: Array,
+    mask: Array | None = None,
+    positions: Array | None = None,
+    remat: bool = False,
 ) -> Array:
-    """Apply stacked blocks in order, rematerialising each block in the backward pass."""
+    """Apply stacked blocks in order; `remat` recomputes each in the backward pass."""
     graph, params = nnx.split(blocks)
 
-    @jax.checkpoint
     def step(x, layer):
         return nnx.merge(graph, layer)(x, mask, positions), None
 
-    return jax.lax.scan(step, x, params)[0]
+    return jax.lax.scan(jax.checkpoint(step) if remat else step, x, params)[0]

@@ -16,7 +16,8 @@ class Predictor(nnx.Module):
 
     Not specified in the paper: how (T_h+T_l)×D inputs become one number. "token" applies
     the MLP to each token and takes the mean; "pooled" takes the means of u and of v first
-    (flattening would need millions of inputs). A sigmoid bounds the score without ties.
+    (flattening would need millions of inputs). A sigmoid bounds the score without ties. All in
+    float32: bfloat16 would make steps of half a point.
     """
 
     def __init__(self, width: int, model: config.Model, rngs: nnx.Rngs):
@@ -27,8 +28,9 @@ class Predictor(nnx.Module):
 
     def __call__(self, u: Array, v: Array) -> Array:
         """u: [B,T_h,D], v: [B,T_l,D] → quality float32[B] in (0, 1)."""
+        u, v = u.astype(jnp.float32), v.astype(jnp.float32)
         if self.pooled:
             q = self.mlp(jnp.concatenate([u.mean(1), v.mean(1)], -1))[..., 0]
         else:
             q = self.mlp(jnp.concatenate([u, v], 1))[..., 0].mean(1)
-        return jax.nn.sigmoid(q.astype(jnp.float32))
+        return jax.nn.sigmoid(q)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from cpllm import config
-from cpllm.model.layers import MLP, Attention, Block, dense, run, stack
+from cpllm.model.layers import MLP, Attention, Block, Dense, Norm, run, stack
 
 
 def patchify(images: Array, patch: int) -> Array:
@@ -26,24 +26,26 @@ class Siglip(nnx.Module):
     The last block stands apart from the stack, so that "head" fine-tuning can take it alone.
     """
 
-    def __init__(self, shape: config.Siglip, rngs: nnx.Rngs):
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        shape = model.high
+
         def block(rngs: nnx.Rngs) -> Block:
-            norm = partial(nnx.LayerNorm, shape.width, epsilon=1e-6, rngs=rngs)
+            norm = partial(Norm, shape.width)
             mlp = MLP(shape.width, shape.mlp, shape.width, jax.nn.gelu, rngs)
             return Block(norm(), Attention(shape.width, shape.heads, rngs), norm(), mlp)
 
-        self.patch = shape.patch
-        self.embed = dense(shape.patch**2 * 3, shape.width, rngs)
+        self.patch, self.dtype, self.remat = shape.patch, model.dtype, model.remat
+        self.embed = Dense(shape.patch**2 * 3, shape.width, rngs)
         tokens = (shape.image // shape.patch) ** 2
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, shape.width)) * 0.02)
         self.blocks = stack(block, shape.layers - 1, rngs) if shape.layers > 1 else None
         self.last = block(rngs)
-        self.norm = nnx.LayerNorm(shape.width, epsilon=1e-6, rngs=rngs)
+        self.norm = Norm(shape.width)
 
     def __call__(self, images: Array) -> Array:
         """uint8[B,H,H,3] → float[B,T_h,D_h]; pixels are scaled to [-1, 1]."""
-        x = self.embed(patchify(images.astype(jnp.float32) / 127.5 - 1, self.patch))
-        x = x + self.positions[...]
+        x = patchify(images.astype(jnp.float32) / 127.5 - 1, self.patch)
+        x = self.embed(x.astype(self.dtype)) + self.positions[...].astype(self.dtype)
         if self.blocks is not None:
-            x = run(self.blocks, x)
+            x = run(self.blocks, x, remat=self.remat)
         return self.norm(self.last(x))

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from cpllm import config
-from cpllm.model.layers import MLP, Attention, Block, ShiftedNorm, dense, run, stack
+from cpllm.model.layers import MLP, Attention, Block, Dense, Norm, run, stack
 from cpllm.model.siglip import patchify
 
 
@@ -50,27 +50,30 @@ def resize_grid(positions: Array, rows: int, columns: int) -> Array:
 class VideoPrism(nnx.Module):
     """Spatial stack per image, then (if it has layers) a temporal stack over a clip."""
 
-    def __init__(self, shape: config.VideoPrism, local_norm: bool, rngs: nnx.Rngs):
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        shape = model.low
+        norm = partial(Norm, shape.width, shifted=True)
+
         def block(rngs: nnx.Rngs) -> Block:
-            norm = partial(ShiftedNorm, shape.width, centre=True)
             attention = Attention(shape.width, shape.heads, rngs, softcap=shape.softcap)
-            gelu = partial(jax.nn.gelu, approximate=False)
+            gelu = partial(jax.nn.gelu, approximate=not shape.exact_gelu)
             return Block(
                 norm(), attention, norm(), MLP(shape.width, shape.mlp, shape.width, gelu, rngs)
             )
 
-        self.shape, self.local_norm = shape, local_norm
-        self.embed = dense(shape.patch**2 * 3, shape.width, rngs)
+        self.shape, self.local_norm = shape, model.local_norm
+        self.dtype, self.remat = model.dtype, model.remat
+        self.embed = Dense(shape.patch**2 * 3, shape.width, rngs)
         tokens = (shape.image // shape.patch) ** 2
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, shape.width)) * 0.02)
         self.spatial = stack(block, shape.layers, rngs)
-        self.spatial_norm = ShiftedNorm(shape.width, centre=True)
+        self.spatial_norm = norm()
         if shape.temporal_layers:  # for `clip`; `__call__` leaves them out
             self.times = nnx.Param(
                 jax.random.normal(rngs.params(), (shape.frames, shape.width)) * 0.02
             )
             self.temporal = stack(block, shape.temporal_layers, rngs)
-            self.temporal_norm = ShiftedNorm(shape.width, centre=True)
+            self.temporal_norm = norm()
 
     def __call__(self, patches: Array) -> Array:
         """uint8[B,P,P,3] → float[B,T_l,D_l]; pixels in [0, 1], resized bilinearly to the tower.
@@ -93,7 +96,8 @@ class VideoPrism(nnx.Module):
         """
         p = self.shape.patch
         grid = resize_grid(self.positions[...], x.shape[1] // p, x.shape[2] // p)
-        return self.spatial_norm(run(self.spatial, self.embed(patchify(x, p)) + grid))
+        x = self.embed(patchify(x, p).astype(self.dtype)) + grid.astype(self.dtype)
+        return self.spatial_norm(run(self.spatial, x, remat=self.remat))
 
     def clip(self, x: Array) -> Array:
         """Both stacks: float[B,T,H,W,3] in [0, 1] → float[B,T·T_l,D_l], frame by frame.
@@ -107,5 +111,5 @@ class VideoPrism(nnx.Module):
         times = self.times[...]
         if t != len(times):
             times = jax.image.resize(times, (t, d), "bilinear")
-        x = self.temporal_norm(run(self.temporal, x + times))
+        x = self.temporal_norm(run(self.temporal, x + times.astype(x.dtype), remat=self.remat))
         return x.reshape(b, n, t, d).swapaxes(1, 2).reshape(b, t * n, d)

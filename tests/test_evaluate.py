@@ -1,0 +1,190 @@
+"""`cpllm evaluate`: anyone's predictions as a CSV, judged, compared, or refused by name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from cpllm import cli, metrics
+
+DOVER = Path(__file__).parent.parent / ".." / "shared" / "predictions"
+
+
+@pytest.fixture
+def frame():
+    """Twelve sources, each a reference and three levels in two codecs; columns of other names."""
+    rng = np.random.default_rng(0)
+    rows = [(f"s{i}-{level}-{codec}", f"s{i}", level, codec) for i in range(12)
+            for codec in ("h264", "vp9") for level in (20, 30, 40)]
+    rows += [(f"s{i}-reference", f"s{i}", np.nan, "raw") for i in range(12)]
+    frame = pd.DataFrame(rows, columns=["video", "film", "step", "kind"])
+    frame["opinion"] = 90 - frame.step.fillna(0) + rng.normal(0, 4, len(frame))
+    return frame.assign(model=frame.opinion + rng.normal(0, 8, len(frame)))
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write(frame, name="file.csv"):
+        frame.to_csv(tmp_path / name, index=False)
+        return tmp_path / name
+    return write
+
+
+def run(capsys, file, *words, mos="opinion", prediction="model"):
+    code = cli.main(["evaluate", str(file), "--prediction", prediction, "--mos", mos,
+                     "--draws", "100", *map(str, words)])
+    return (code, *capsys.readouterr())
+
+
+def measures(capsys, file, *words, **names):
+    code, out, err = run(capsys, file, *words, "--format", "json", **names)
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_json_holds_each_correlation_with_its_interval(capsys, csv, frame):
+    result = measures(capsys, csv(frame))
+    x, y = frame.opinion, frame.model
+    for name, value in (("SRCC", stats.spearmanr(x, y).statistic),
+                        ("KRCC", stats.kendalltau(x, y).statistic),
+                        ("PLCC linear", stats.pearsonr(x, y).statistic),
+                        ("PLCC logistic", metrics.plcc_logistic(x, y)),
+                        ("RMSE", np.sqrt(np.mean((x - y) ** 2)))):
+        found = result["measures"][name]
+        assert found["value"] == pytest.approx(value, rel=1e-6)
+        assert found["ci_low"] < found["value"] < found["ci_high"] and found["status"] == "ok"
+    assert result["rows"] == result["sources"] == 84  # without --source each row is its own
+    assert "SRCC within source" not in result["measures"] and "per_source" not in result
+
+
+def test_levels_give_flip_rates_by_step_codec_and_gap_and_dmos(capsys, csv, frame):
+    result = measures(capsys, csv(frame), "--source", "film", "--level", "step", "--codec", "kind",
+                      "--proxy", "opinion")
+    found = {name: (row["value"], row["n_items"]) for name, row in result["measures"].items()}
+    known = frame.rename(columns={"film": "source", "step": "crf", "kind": "codec",
+                                  "model": "prediction", "opinion": "proxy"})
+    for name, diff, items in (("FR diff=10", 10, 48), ("FR diff=20", 20, 24),
+                              ("FR all pairs", None, 72)):
+        rate = metrics.flip_rate(known, diff)
+        assert found[name] == pytest.approx((rate.strict, items))
+        assert found[f"{name} half"] == pytest.approx((rate.half, items))
+        assert found[f"{name} ties"] == (0, items)
+    assert found["FR vp9"][1] == 36
+    assert sum(found[f"FR {name}"][1] for name in metrics.STRATA) == 72
+    reference = known[known.crf.isna()].set_index("source")
+    levels = known[known.crf.notna()]
+    gap = {side: levels.source.map(reference[side]) - levels[side]
+           for side in ("proxy", "prediction")}
+    assert found["DMOS SRCC"] == pytest.approx(
+        (stats.spearmanr(gap["proxy"], gap["prediction"]).statistic, 72))
+    first, *_ = result["per_source"].values()
+    assert first["rows"] == 7 and first["FR pairs"] == 6
+    assert "reference - variant" in result["conventions"]["dmos"]
+
+
+def test_the_readable_report_names_measures_conventions_and_worst_sources(capsys, csv, frame):
+    code, out, _ = run(capsys, csv(frame), "--source", "film", "--level", "step", "--codec", "kind")
+    assert code == 0
+    for text in ("84 rows, 12 sources", "SRCC", "ci_low", "FR diff=10", "lowest SRCC",
+                 "cluster bootstrap"):
+        assert text in out
+    assert "FR diff=10 ties" not in out  # there are none
+
+
+def test_against_compares_on_common_rows_and_lists_the_others(capsys, csv, frame):
+    rng = np.random.default_rng(1)
+    other = frame.assign(worse=frame.model + rng.normal(0, 15, len(frame)))[["video", "worse"]]
+    other.loc[3, "video"] = "renamed"
+    words = (csv(frame), "--source", "film", "--against", csv(other, "other.csv"),
+             "--against-prediction", "worse")
+    result = measures(capsys, *words)
+    assert result["rows"] == 83
+    assert result["against"]["only_in_file"] == [frame.video[3]]
+    assert result["against"]["only_in_against"] == ["renamed"]
+    gap = result["against"]["differences"]["SRCC"]
+    kept = frame.drop(index=3)
+    assert gap["value"] == pytest.approx(
+        metrics.srcc(kept.opinion, kept.model)
+        - metrics.srcc(kept.opinion, other.worse.drop(index=3)))
+    assert 0 < gap["ci_low"] < gap["ci_high"] and gap["p"] < 0.05
+    _, out, _ = run(capsys, *words)
+    assert "1 rows unmatched, only in against: renamed" in out and "paired" in out
+
+
+def test_seeds_are_averaged(capsys, csv, frame):
+    rng = np.random.default_rng(1)
+    runs = [frame.assign(run=seed, model=frame.model + rng.normal(0, 9, len(frame)))
+            for seed in range(3)]
+    result = measures(capsys, csv(pd.concat(runs)), "--source", "film", "--seed", "run")
+    assert result["measures"]["SRCC"]["value"] == pytest.approx(
+        np.mean([metrics.srcc(f.opinion, f.model) for f in runs]))
+    assert result["measures"]["SRCC"]["n_items"] == 84
+
+
+def test_a_constant_model_and_a_single_source_are_stated_and_no_number(capsys, csv, frame):
+    constant = measures(capsys, csv(frame.assign(model=5)))["measures"]
+    for name in ("SRCC", "KRCC", "PLCC linear", "PLCC logistic"):
+        assert constant[name]["value"] is None and "constant" in constant[name]["status"]
+    one = measures(capsys, csv(frame.assign(film="a")), "--source", "film")["measures"]
+    assert one["SRCC"]["value"] > 0 and one["SRCC"]["ci_low"] is None
+    assert one["SRCC"]["status"] == "no interval: one source"
+    short = frame[frame.step.notna()]
+    lacking = measures(capsys, csv(short), "--source", "film", "--level", "step", "--codec", "kind")
+    assert lacking["measures"]["DMOS SRCC"]["value"] is None
+
+
+@pytest.mark.parametrize("spoil, words, message", [
+    (lambda f: f, ["--source", "movie"],
+     "no column movie; has video, film, step, kind, opinion, model"),
+    (lambda f: f, ["--id", "name"], "no column name; has video"),
+    (lambda f: f.assign(model=f.model.where(f.index != 1)), [],
+     "column model: 1 of 84 rows are blank or no number (first: s0-30-h264)"),
+    (lambda f: f.assign(opinion=f.opinion.astype(str).where(f.index != 0, "good")), [],
+     "column opinion: 1 of 84 rows"),
+    (lambda f: f.assign(opinion=f.opinion.where(f.index != 2, np.inf)), [], "column opinion: 1 of"),
+    (lambda f: f.assign(video="a"), [], "83 of 84 rows with an id that occurs before (first: a"),
+    (lambda f: f[:2], [], "2 rows; a correlation needs 3 or more"),
+    (lambda f: f, ["--level", "step"], "levels are compared within a source"),
+    (lambda f: f, ["--level", "step", "--source", "film"],
+     "36 levels occur twice in a ladder (first: s0-20-vp9); a column codec"),
+], ids=["column", "id", "blank", "word", "infinite", "duplicates", "few", "no source", "no codec"])
+def test_what_cannot_be_judged_is_refused_by_name(capsys, csv, frame, spoil, words, message):
+    code, out, err = run(capsys, csv(spoil(frame)), *words)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert message in err
+
+
+def test_files_that_cannot_be_read_or_matched_are_refused(capsys, csv, frame, tmp_path):
+    (tmp_path / "empty.csv").touch()
+    for file in (tmp_path / "none.csv", tmp_path / "empty.csv"):
+        code, _, err = run(capsys, file)
+        assert code == 2 and file.name in err
+    other = csv(frame.assign(video="x" + frame.video), "other.csv")
+    code, _, err = run(capsys, csv(frame), "--against", other)
+    assert code == 2 and "no video is in both (first: s0-20-h264 and xs0-20-h264)" in err
+
+
+def test_judging_imports_no_jax():
+    code = ("import sys, cpllm.evaluation, cpllm.calibrate, cpllm.claims; "
+            "sys.exit('jax' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("split, srcc, plcc", [
+    ("lsvq_test", 0.8879, 0.8885), ("lsvq_1080p", 0.7945, 0.8300)])
+def test_a_real_models_outputs_give_its_published_numbers(capsys, split, srcc, plcc):
+    file = DOVER / f"dover_{split}.csv"
+    if not file.exists():
+        pytest.skip("DOVER's outputs lie in ../shared/predictions, which this checkout lacks")
+    from cpllm import evaluation
+
+    frame = evaluation.read(file, prediction="overall", mos="mos")
+    for name, statistic in ("SRCC", metrics.pooled_srcc), ("PLCC", metrics.pooled_plcc):
+        found = metrics.bootstrap(frame, lambda f, c, s=statistic: s(f, c, "mos"), draws=100)
+        assert found.value == pytest.approx({"SRCC": srcc, "PLCC": plcc}[name], abs=1e-3)
+        assert found.low < found.value < found.high

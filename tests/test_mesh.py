@@ -1,0 +1,88 @@
+"""The same training on one device, on eight, and in two processes that talk over loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from cpllm import config, mesh
+from cpllm.data import ladder
+from cpllm.model import weights
+from tests.test_train import CFG as TINY
+
+CFG = config.replace(TINY, steps=4, batch=16, warmup=1, select_every=1)
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from cpllm import config, mesh
+from cpllm.data import manifests
+cfg, data, out, fsdp, *join = json.loads(sys.argv[1])
+mesh.join(*join)
+table = manifests.read(Path(data, "manifest.csv"))
+rows = table[table["split"] == "train"]
+run = train.fit(config.from_dict(cfg), rows, Path(data), Path(data, "frames"), fsdp=fsdp)
+run.history.to_json(out)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, ffmpeg):
+    folder = tmp_path_factory.mktemp("data")
+    ladder.build(CFG, folder, progress=False)
+    return folder
+
+
+def start(data, out, devices, fsdp=1, *join) -> subprocess.Popen:
+    words = json.dumps([CFG.to_dict(), str(data), str(out), fsdp, *join])
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, words], env=os.environ | flags)
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """Losses of every step on one device."""
+    out = tmp_path_factory.mktemp("alone") / "losses.json"
+    assert start(data, out, 1).wait() == 0
+    return pd.read_json(out)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_eight_devices_give_the_losses_of_one(alone, data, tmp_path, fsdp):
+    assert start(data, tmp_path / "losses.json", 8, fsdp).wait() == 0
+    np.testing.assert_allclose(pd.read_json(tmp_path / "losses.json"), alone, rtol=0, atol=1e-5)
+
+
+def test_two_processes_of_two_devices_give_the_losses_of_one(alone, data, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    outs = [tmp_path / f"{i}.json" for i in range(2)]
+    both = [start(data, out, 2, 2, address, 2, i) for i, out in enumerate(outs)]
+    assert [process.wait() for process in both] == [0, 0]
+    for out in outs:
+        np.testing.assert_allclose(pd.read_json(out), alone, rtol=0, atol=1e-5)
+
+
+def test_big_matrices_are_cut_over_fsdp_and_the_rest_is_whole():
+    from flax import nnx
+
+    devices = jax.sharding.AbstractMesh((4, 2), mesh.AXES)
+    state = nnx.state(weights.shapes(config.paper().model), nnx.Param)
+    cut = nnx.to_flat_state(mesh.shardings(state, devices))
+    specs = {"/".join(path): jax.tree.leaves(leaf)[0].spec for path, leaf in cut}
+    assert specs["decoder/blocks/mlp/gate/kernel"] == P(None, "fsdp", None)
+    assert specs["predictor/mlp/inner/kernel"] == P("fsdp", None)
+    assert specs["pool_norm/scale"] == P()
+    assert all(spec == P() for name, spec in specs.items() if name.endswith(("bias", "scale")))
+
+
+def test_a_number_of_devices_that_cannot_share_a_copy_is_refused():
+    with pytest.raises(ValueError, match="--fsdp: expected a divisor of the 1 devices, got 3"):
+        mesh.make(3)
