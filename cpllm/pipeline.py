@@ -179,6 +179,7 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
         sweep.Step("train", train_runs, (), trained, once=True),
         sweep.Step("score", score_runs, (manifest, *weights, *judges), (predictions,)),
         sweep.NOTEBOOKS["10_data"],
+        sweep.NOTEBOOKS["12_lint"],
         sweep.NOTEBOOKS["30_table3"],
     )
 
