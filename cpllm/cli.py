@@ -14,6 +14,7 @@ from typing import Any
 from cpllm import config
 
 COLUMNS = ("path", "score", "word", "frames", "error")
+SPLITS = ("train", "validation", "test")
 
 EVALUATED = {
     "prediction": "the model's output, higher is better",
@@ -65,12 +66,10 @@ def parser() -> argparse.ArgumentParser:
     for sub in (score, compare, describe):
         sub.add_argument("--weights", type=Path, help="weights file (default: the committed model)")
     data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
-    data.add_argument(
-        "--splits",
-        nargs="+",
-        default=["train", "validation", "test"],
-        choices=("train", "validation", "test"),
-    )
+    for sub in (data,):
+        sub.add_argument("--splits", nargs="+", default=SPLITS, choices=SPLITS)
+        sub.add_argument("--scheduler", metavar="ADDRESS",
+                         help="of a dask cluster that sees the same folders (default: processes)")
     train = verb("train", train_model, "Train one configuration.")
     train.add_argument("--run-id", help="name of the run (default: default-s<seed>)")
     train.add_argument("--seed", type=int, default=0)
@@ -209,7 +208,7 @@ def build_data(args: argparse.Namespace) -> None:
     """Make what is missing of a profile's videos and manifest."""
     from cpllm import pipeline
 
-    pipeline.build_data(args.profile, args.splits)
+    pipeline.build_data(args.profile, args.splits, args.scheduler)
 
 
 def manifest(args: argparse.Namespace) -> int:
