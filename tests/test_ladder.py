@@ -80,12 +80,12 @@ def test_odd_sides_are_refused(tmp_path, frames):
         ladder.encode(frames[:, :, :127], tmp_path / "a.mp4", 31, 25)
 
 
-def test_failed_encode_leaves_nothing(tmp_path, frames, monkeypatch):
+def test_what_a_failed_encode_wrote_is_quarantined(tmp_path, frames, monkeypatch):
     convert = ladder._frame
     monkeypatch.setattr(ladder, "_frame", lambda a, m, i: convert(a, m, i) if i < 5 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ladder.encode(frames, tmp_path / "a.mp4", 31, 25, preset="ultrafast")
-    assert not list(tmp_path.iterdir())
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / "quarantine" / "a.mp4"]
 
 
 # --- building -----------------------------------------------------------------------------------
@@ -174,6 +174,22 @@ def test_failed_encode_is_named_and_the_scene_s_others_are_made(tmp_path, monkey
         ladder.make(scene, TINY.data, tmp_path, ladder.read_committed(Path("none")))
     assert {p.name for p in tmp_path.glob("*@crf*")} == {f"{scene.name}@crf20.mp4"}
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_encode_that_cannot_be_decoded_is_quarantined(tmp_path, monkeypatch):
+    scene, write = scenes.catalog(TINY.data)[0], ladder.encode
+    bad = tmp_path / f"{scene.name}@crf40.mp4"
+
+    def spoil(frames, path, *more):
+        write(frames, path, *more)
+        if path == bad:
+            path.write_bytes(b"not a video")
+
+    monkeypatch.setattr(ladder, "encode", spoil)
+    with pytest.raises(ladder.BuildError, match=f"^{bad.stem}: "):
+        ladder.make(scene, TINY.data, tmp_path, ladder.read_committed(Path("none")))
+    assert not bad.exists()
+    assert (tmp_path / "quarantine" / bad.name).read_bytes() == b"not a video"
 
 
 def test_bad_files_are_named_and_the_others_are_whole(built, tmp_path):
@@ -327,9 +343,9 @@ def change(folder, split, **columns):
 
 
 def test_labels_measured_again_are_the_committed_ones(built, command, capsys):
-    assert command("labels") == 0
+    assert command("labels", "--splits", "test") == 0
     said = capsys.readouterr().out
-    assert "12 clips have the committed frames, 0 have others" in said
+    assert "4 clips have the committed frames, 0 have others" in said
     assert "proxy: largest difference 0.000000" in said
 
 

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,8 +75,9 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
            preset: str = "medium") -> None:
     """Encode uint8[N, H, W, 3] as 8-bit 4:2:0; even sides. The same input gives the same bytes.
 
-    One thread, because x264's output depends on their number. The file gets its name when whole.
-    `preset` is x264's; the other encoders' options are in ENCODERS.
+    One thread, because x264's output depends on their number. The file gets its name when whole;
+    what a failed encode wrote goes to `quarantine` beside it. `preset` is x264's; the other
+    encoders' options are in ENCODERS.
     """
     n, height, width = frames.shape[:3]
     if height % 2 or width % 2:
@@ -98,8 +100,18 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
                 container.mux(stream.encode(_frame(frames[i], matrix, i)))
             container.mux(stream.encode(None))
         part.replace(path)
+    except Exception:
+        _quarantine(part, path)
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _quarantine(written: Path, path: Path) -> None:
+    """Move what was written of `path`, if anything was, to where nothing takes it for a clip."""
+    if written.exists():
+        (path.parent / "quarantine").mkdir(exist_ok=True)
+        written.replace(path.parent / "quarantine" / path.name)
 
 
 def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: bool = True,
@@ -113,8 +125,8 @@ def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: 
     the dask cluster at the address `scheduler`, whose workers see `root` under the same path.
 
     Returns the manifest, also written to <root>/manifest.csv. BuildError at the end, when the
-    other scenes are done, if some failed: <root>/failed.csv names each clip with its error, and
-    calling again makes those scenes only.
+    other scenes are done, if some failed: <root>/failed.csv names each clip with its error,
+    <root>/quarantine/ holds what was written of them, and calling again makes those scenes only.
     """
     root.mkdir(parents=True, exist_ok=True)
     committed = COMMITTED / config.profile if committed is None else committed
@@ -122,6 +134,11 @@ def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: 
     chosen = [s for s in scenes.catalog(config.data) if s.split in splits]
     rows = {s.name: done for s in chosen if (done := _recorded(s, config.data, root)) is not None}
     waiting = [s for s in chosen if s.name not in rows]
+    if progress:
+        n = sum(len(clips(s, config.data)) for s in waiting)
+        console.print(f"{n:,} clips of {len(waiting):,} scenes to make, "
+                      f"{len(chosen) - len(waiting):,} scenes are there", highlight=False)
+    shutil.rmtree(root / "quarantine", ignore_errors=True)
     rows |= _each(make, waiting, config.data, root, known, progress, workers, scheduler)
     table = pd.DataFrame([row for scene in chosen for row in rows[scene.name]])
     manifests.write(table, root / "manifest.csv")
@@ -313,9 +330,11 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
             if take not in film:
                 film[take] = distort.apply(row["distortion"], row["strength"], film[-1],
                                            _seed(scene, take))
+            path.unlink(missing_ok=True)
             encode(film[take], path, row["crf"], scene.fps, row["codec"], data.preset)
             row |= {"bytes": path.stat().st_size, "sha256": frames_sha256(path)}
         except Exception as error:  # of one clip; named below, with the others
+            _quarantine(path, path)
             failed[row["video"]] = f"{type(error).__name__}: {error}"
     if failed:
         raise BuildError("; ".join(f"{video}: {error}" for video, error in failed.items()))
