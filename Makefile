@@ -76,7 +76,8 @@ lint: $(READY) ## ruff, and no outputs in notebook sources
 data: $(READY) ## film the built-in scenes, encode and label them
 	@$(BIN)/cpllm data --profile $(PROFILE)
 
-labels: data ## the same: clips are labelled as they are made
+labels: data ## measure the labels again and compare the committed ones
+	@$(BIN)/cpllm labels --profile $(PROFILE)
 
 train: $(READY) ## train one model
 	@$(BIN)/cpllm train --profile $(PROFILE)

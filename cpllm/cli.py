@@ -14,6 +14,7 @@ from typing import Any
 from cpllm import config
 
 COLUMNS = ("path", "score", "word", "frames", "error")
+SPLITS = ("train", "validation", "test")
 
 EVALUATED = {
     "prediction": "the model's output, higher is better",
@@ -65,12 +66,13 @@ def parser() -> argparse.ArgumentParser:
     for sub in (score, compare, describe):
         sub.add_argument("--weights", type=Path, help="weights file (default: the committed model)")
     data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
-    data.add_argument(
-        "--splits",
-        nargs="+",
-        default=["train", "validation", "test"],
-        choices=("train", "validation", "test"),
-    )
+    data.add_argument("--check", action="store_true",
+                      help="only check what is there, against itself and the committed manifest")
+    again = verb("labels", check_labels, "Measure the clips' labels again; compare the committed.")
+    for sub in (data, again):
+        sub.add_argument("--splits", nargs="+", default=SPLITS, choices=SPLITS)
+        sub.add_argument("--scheduler", metavar="ADDRESS",
+                         help="of a dask cluster that sees the same folders (default: processes)")
     train = verb("train", train_model, "Train one configuration.")
     train.add_argument("--run-id", help="name of the run (default: default-s<seed>)")
     train.add_argument("--seed", type=int, default=0)
@@ -127,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--against-prediction", metavar="COL", help="default: as --prediction")
     evaluate.add_argument("--draws", type=int, default=2000, help="of the bootstrap")
     evaluate.add_argument("--format", choices=("text", "json"), default="text")
-    for sub in (data, train, reproduce):
+    for sub in (data, again, train, reproduce):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
 
@@ -205,11 +207,37 @@ def describe_file(args: argparse.Namespace) -> None:
     print(f"{result.text}\n(score {result.score.score:.1f}, {result.score.word})")
 
 
-def build_data(args: argparse.Namespace) -> None:
-    """Make what is missing of a profile's videos and manifest."""
+def build_data(args: argparse.Namespace) -> int:
+    """Make what is missing of a profile's videos and manifest, or check them; 2 if clips are bad.
+
+    Clips that only differ from the committed manifest are another machine's, not bad.
+    """
     from cpllm import pipeline
 
-    pipeline.build_data(args.profile, args.splits)
+    if not args.check:
+        pipeline.build_data(args.profile, args.splits, args.scheduler)
+        return 0
+    table, bad, differing = pipeline.check_data(args.profile, args.splits)
+    print("\n".join([*(f"{video}: {fault}" for video, fault in bad.items()), *differing,
+                     f"{len(table):,} clips, {len(bad):,} bad"]))
+    return 2 if bad else 0
+
+
+def check_labels(args: argparse.Namespace) -> int:
+    """The largest difference of each label; 1 if VMAF's is more than ladder.TOLERANCE."""
+    from cpllm import pipeline
+    from cpllm.data import ladder
+
+    difference, other = pipeline.check_labels(args.profile, args.splits, args.scheduler)
+    print(f"{len(difference):,} clips have the committed frames, {len(other):,} have others"
+          f"{f' (first: {other[0]})' if other else ''} and aren't compared")
+    if difference.empty:
+        return 0
+    worst = difference.abs().agg(["max", "idxmax"]).T
+    for name, row in worst.iterrows():
+        print(f"{name}: largest difference {row['max']:.6f} ({row['idxmax']})")
+    print(f"tolerance of proxy: {ladder.TOLERANCE}")
+    return int(worst.at["proxy", "max"] > ladder.TOLERANCE)
 
 
 def manifest(args: argparse.Namespace) -> int:

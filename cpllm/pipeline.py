@@ -53,6 +53,24 @@ def build_data(profile: str, splits: Sequence[str] = ladder.SPLITS,
     return ladder.build(preset(profile), DATA / profile, splits, scheduler=scheduler)
 
 
+def check_data(profile: str,
+               splits: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
+    """The built manifest's rows, their files' faults and how they differ from the committed ones.
+
+    See `ladder.verify` and `ladder.explain`.
+    """
+    table = manifests.read(DATA / profile / "manifest.csv")
+    table = table[table["split"].isin(splits)]
+    known = ladder.read_committed(ladder.COMMITTED / profile, splits)
+    return table, ladder.verify(table, DATA / profile), ladder.explain(table, known)
+
+
+def check_labels(profile: str, splits: Sequence[str],
+                 scheduler: str | None) -> tuple[pd.DataFrame, list[str]]:
+    """`ladder.relabel` of the profile's clips."""
+    return ladder.relabel(preset(profile), DATA / profile, splits, scheduler=scheduler)
+
+
 def train_runs(profile: str, fresh: bool) -> None:
     """Execute the training notebook for every seed that has no run yet (`fresh`: for all).
 
@@ -179,6 +197,7 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
         sweep.Step("train", train_runs, (), trained, once=True),
         sweep.Step("score", score_runs, (manifest, *weights, *judges), (predictions,)),
         sweep.NOTEBOOKS["10_data"],
+        sweep.NOTEBOOKS["12_lint"],
         sweep.NOTEBOOKS["30_table3"],
     )
 

@@ -67,9 +67,11 @@ NOTEBOOKS = {
     n.name: n
     for n in (
         Notebook("10_data", ("data_manifests/{profile}/*", *DATA)),
+        Notebook("12_lint", ("data_manifests/{profile}/*", "cpllm/data/lint.py", *DATA)),
         Notebook("20_train"),
         Notebook(
             "30_table3", (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py")),
+        Notebook("81_benchmark_encodes", ("results/bench/encodes.csv",)),
     )
 }
 """The executed chapters in reading order."""

@@ -70,7 +70,7 @@ def place(tmp_path):
     names = [f"c{i}" for i in range(4)]
     table = pd.DataFrame({
         "video": names, "path": [f"{n}.mp4" for n in names], "scene": names, "source": names,
-        "family": "x", "split": "train", "subset": "train", "role": "original", "mos": 50,
+        "family": "x", "split": "train", "dataset": "x", "role": "original", "mos": 50,
         "quality": 50.0, "width": 128, "height": 96})
     manifests.write(table, tmp_path / "manifest.csv")
     return tmp_path

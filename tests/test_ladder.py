@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cpllm import config
+from cpllm import cli, config, pipeline
 from cpllm.data import labels, ladder, manifests, scenes, video
 
 TINY = config.replace(config.smoke(), **{
@@ -80,12 +80,12 @@ def test_odd_sides_are_refused(tmp_path, frames):
         ladder.encode(frames[:, :, :127], tmp_path / "a.mp4", 31, 25)
 
 
-def test_failed_encode_leaves_nothing(tmp_path, frames, monkeypatch):
+def test_what_a_failed_encode_wrote_is_quarantined(tmp_path, frames, monkeypatch):
     convert = ladder._frame
     monkeypatch.setattr(ladder, "_frame", lambda a, m, i: convert(a, m, i) if i < 5 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ladder.encode(frames, tmp_path / "a.mp4", 31, 25, preset="ultrafast")
-    assert not list(tmp_path.iterdir())
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / "quarantine" / "a.mp4"]
 
 
 # --- building -----------------------------------------------------------------------------------
@@ -174,6 +174,22 @@ def test_failed_encode_is_named_and_the_scene_s_others_are_made(tmp_path, monkey
         ladder.make(scene, TINY.data, tmp_path, ladder.read_committed(Path("none")))
     assert {p.name for p in tmp_path.glob("*@crf*")} == {f"{scene.name}@crf20.mp4"}
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_encode_that_cannot_be_decoded_is_quarantined(tmp_path, monkeypatch):
+    scene, write = scenes.catalog(TINY.data)[0], ladder.encode
+    bad = tmp_path / f"{scene.name}@crf40.mp4"
+
+    def spoil(frames, path, *more):
+        write(frames, path, *more)
+        if path == bad:
+            path.write_bytes(b"not a video")
+
+    monkeypatch.setattr(ladder, "encode", spoil)
+    with pytest.raises(ladder.BuildError, match=f"^{bad.stem}: "):
+        ladder.make(scene, TINY.data, tmp_path, ladder.read_committed(Path("none")))
+    assert not bad.exists()
+    assert (tmp_path / "quarantine" / bad.name).read_bytes() == b"not a video"
 
 
 def test_bad_files_are_named_and_the_others_are_whole(built, tmp_path):
@@ -302,3 +318,79 @@ def test_splits_are_built_alone_and_read_their_own_labels(built, tmp_path, commi
     table = build(tmp_path / "only", ("test",), committed=committed)
     assert set(table["split"]) == {"test"} and (table["proxy"] == 12.5).all()
     assert table["sha256"].tolist() == built[1].query("split == 'test'")["sha256"].tolist()
+
+
+# --- checking against what is committed ---------------------------------------------------------
+
+
+@pytest.fixture
+def command(built, tmp_path, monkeypatch):
+    """`cpllm VERB --profile smoke` where smoke is the tiny configuration, built and committed."""
+    monkeypatch.setitem(config.PRESETS, "smoke", lambda: TINY)
+    monkeypatch.setattr(pipeline, "DATA", tmp_path / "data")
+    monkeypatch.setattr(ladder, "COMMITTED", tmp_path / "committed")
+    shutil.copytree(built[0], tmp_path / "data" / "smoke")
+    ladder.commit_manifest(built[1], tmp_path / "committed" / "smoke")
+    return lambda *words: cli.main([*words, "--profile", "smoke"])
+
+
+def change(folder, split, **columns):
+    """Change the committed manifest's rows: column=(mask of a row, value)."""
+    table = manifests.read(folder / f"{split}.csv")
+    for name, (chosen, value) in columns.items():
+        table.loc[chosen(table), name] = value
+    manifests.write(table, folder / f"{split}.csv")
+
+
+def test_labels_measured_again_are_the_committed_ones(built, command, capsys):
+    assert command("labels", "--splits", "test") == 0
+    said = capsys.readouterr().out
+    assert "4 clips have the committed frames, 0 have others" in said
+    assert "proxy: largest difference 0.000000" in said
+
+
+def test_changed_label_is_reported_by_name_and_differing_frames_are_not_compared(
+        built, tmp_path, command, capsys):
+    hurt, other = built[1].query("split == 'test'")["video"].iloc[[1, 2]]
+    away = built[1].set_index("video").at[hurt, "proxy"] - 0.02
+    change(tmp_path / "committed" / "smoke", "test",
+           proxy=(lambda t: t["video"] == hurt, away),
+           sha256=(lambda t: t["video"] == other, "0" * 16),
+           psnr=(lambda t: t["video"] == other, 1.0))
+    assert command("labels", "--splits", "test") == 1
+    said = capsys.readouterr().out
+    assert f"3 clips have the committed frames, 1 have others (first: {other})" in said
+    assert f"proxy: largest difference 0.020000 ({hurt})" in said
+    assert "psnr: largest difference 0.000000" in said
+
+
+def test_profile_without_committed_labels_is_refused(tmp_path, command, capsys):
+    shutil.rmtree(tmp_path / "committed")
+    assert command("labels") == 2
+    assert "smoke: no labels are committed" in capsys.readouterr().err
+
+
+def test_check_names_each_bad_file_and_exits_with_2(built, tmp_path, command, capsys):
+    assert command("data", "--check") == 0
+    assert capsys.readouterr().out == "12 clips, 0 bad\n"
+    lost, empty = built[1]["video"][[3, 7]]
+    (tmp_path / "data" / "smoke" / f"{lost}.mp4").unlink()
+    (tmp_path / "data" / "smoke" / f"{empty}.mp4").write_bytes(b"")
+    assert command("data", "--check") == 2
+    assert capsys.readouterr().out == (
+        f"{lost}: no such file\n{empty}: empty file\n12 clips, 2 bad\n")
+
+
+def test_check_says_whether_the_renderer_or_the_encoder_differs(built, tmp_path, command, capsys):
+    one, two = (rows for _, rows in built[1].query("split == 'train'").groupby("scene"))
+    other = "0" * 16
+    coded = one[one["role"] == "variant"]["video"].tolist()
+    change(tmp_path / "committed" / "smoke", "train",
+           sha256=(lambda t: t["video"].isin([*coded, *two["video"]]), other))
+    assert command("data", "--check") == 0
+    said = capsys.readouterr().out
+    family, total = one["family"].iloc[0], len(built[1].query("family == @one.family.iloc[0]"))
+    assert f"{family}, h264: 2 of {total} clips differ from the committed manifest (first: " \
+        f"{coded[0]}); their originals are the same: the encoder libx264" in said
+    assert f"{two['family'].iloc[0]}, h264: 4 of " in said
+    assert f"(first: {two['video'].iloc[0]}); originals differ too: the renderer, or x264" in said

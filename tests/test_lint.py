@@ -109,6 +109,7 @@ def test_a_duplicate_is_not_reported_again_as_a_rate_that_does_not_fall():
 
 def test_a_manifest_is_linted_by_its_columns(tmp_path, capsys):
     row = {"source": "s", "family": "photo", "split": "test", "distortion": "none", "strength": 0.0,
+           "dataset": "x", "ssim": 0.9,
            "codec": "h264", "width": 64, "height": 48, "frames": 12, "fps": 25.0, "psnr": 33.5,
            "content": "a cat", "style": "flat", "scene": "s", "role": "variant"}
     rows = [row | {"video": f"s@crf{crf}", "crf": crf, "proxy": float(proxy), "bytes": 9000 - crf,

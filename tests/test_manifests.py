@@ -80,8 +80,8 @@ def test_csv_with_is_test_gives_both_subsets_and_training_rows_for_validation(tm
     made.to_csv(path, index=False)
     table = datasets.rows(path, datasets.card("lsvq"))
     assert (table["path"] == made["name"] + ".mp4").all()
-    assert (table["subset"] == np.where(made["is_test"], "test", "train")).all()
-    assert set(table["split"][table["subset"] == "test"]) == {"test"}
+    assert (table["dataset"] == np.where(made["is_test"], "lsvq-test", "lsvq-train")).all()
+    assert set(table["split"][table["dataset"] == "lsvq-test"]) == {"test"}
     held_out = (table["split"] == "validation").sum()
     assert 0 < held_out < 20  # of 300, 2 % expected
     assert table["frames"].dtype == "Int64" and (table["width"] == 960).all()
@@ -177,7 +177,7 @@ def test_a_whole_set_is_built_and_found_whole_again(capsys, root):
     code, out, _ = run(capsys, "build", root)
     table = manifests.read(root / "manifest.csv")
     assert code == 0 and len(table) == 6
-    assert "LSVQ 1080p: 1 rows (known counts: 3,573; 3,561; 2,575)" in out
+    assert "lsvq-1080p: 1 rows (known counts: 3,573; 3,561; 2,575)" in out
     assert manifests.sha256(table) in out
     assert (table[["width", "height", "frames", "fps"]] == [128, 96, 12, 25.0]).all(axis=None)
     assert run(capsys, "check", root)[0] == 0

@@ -99,18 +99,19 @@ def test_a_loss_that_is_not_finite_stops_with_step_part_videos_and_last_checkpoi
 
 
 @pytest.mark.slow
-def test_a_set_that_a_user_brought_trains_from_labels_to_run(tmp_path):
+def test_a_set_that_a_user_brought_trains_from_labels_to_run(tmp_path, monkeypatch):
     """Label lines and clips → manifest → descriptions → a run that validates on held-out rows."""
     from cpllm.data import datasets, ladder, manifests
     from tests.conftest import made_frames
 
-    names = [f"ia-batch1/clip{i}.mp4" for i in range(60)]
+    names = [f"ia-batch1/clip{i}.mp4" for i in range(20)]
     (tmp_path / "ia-batch1").mkdir()
     for i, name in enumerate(names):
         ladder.encode(made_frames(6, seed=i), tmp_path / name, 20 + i % 30, 25)
     (tmp_path / "lsvq_train.txt").write_text("".join(
         f"{name}, -1, -1, {90 - i % 30}\n" for i, name in enumerate(names)))
     labels = [tmp_path / "lsvq_train.txt"]
+    monkeypatch.setattr(datasets, "HELD_OUT", 0.3)
     table, _, bad = datasets.build("lsvq", tmp_path, labels, progress=False)
     assert not bad and {"train", "validation"} == set(table["split"])
     manifests.write(table, tmp_path / "manifest.csv")

@@ -49,6 +49,7 @@ class Card:
     without one; source and variant: patterns in a clip's name, family in its path.
     """
 
+    name: str
     title: str
     cite: str
     role: str
@@ -80,7 +81,7 @@ def card(name: str) -> Card:
     if name not in names():
         raise ManifestError(f"data set: expected one of {', '.join(names())}; got {name!r}")
     text = (CARDS / f"{name}.yaml").read_text("utf-8")
-    return config.from_dict(yaml.safe_load(text), Card, f"{name}.yaml")
+    return config.from_dict({"name": name, **yaml.safe_load(text)}, Card, f"{name}.yaml")
 
 
 def read_labels(path: Path, sheet: str = "") -> pd.DataFrame:
@@ -144,11 +145,16 @@ def rows(path: Path, card: Card, columns: Mapping[str, str] | None = None) -> pd
     split = [_split(card.subsets[s]["split"], n) for s, n in zip(subset, source, strict=True)]
     made = made.assign(
         path=name, video=_bare(name.str.rsplit(".", n=1).str[0]), source=source, scene=source,
-        family=_match(name, card.family, card.title), subset=subset, split=split,
+        family=_match(name, card.family, card.title), split=split,
+        dataset=[_dataset(card, s) for s in subset],
         role=np.where(stem.str.contains(card.variant), "variant", "original"),
         quality=_quality(made["mos"], card.mos))
     return manifests.check(made, path, first=1 if path.suffix.lower() == ".txt" else 2,
                            limits={"mos": (card.mos.low, card.mos.high)})
+
+
+def _dataset(card: Card, subset: str) -> str:
+    return card.name if len(card.subsets) == 1 else f"{card.name}-{subset}"
 
 
 def _bare(names: pd.Series) -> pd.Series:
@@ -211,7 +217,8 @@ def verify(name: str, path: Path, root: Path, decode: bool = False,
     """Remarks on a built manifest's rows, and path → fault of clips that are no longer whole."""
     table = manifests.read(path)
     _, bad = inspect(table, root, decode, progress)
-    return [*remarks(table, card(name)), *faults(bad, name, root, len(table))], bad
+    told = card(name)
+    return [*remarks(table, told), *faults(bad, told, root, len(table))], bad
 
 
 def _look(row: dict, root: Path, decode: bool) -> dict | str:
@@ -249,7 +256,7 @@ def build(name: str, root: Path, labels: Sequence[Path] = (),
         path, reason = next(iter(bad.items()))
         raise ManifestError(f"{told.title}: none of {len(bad):,} clips found whole under {root} "
                             f"(first: {path}: {reason}); {told.folder}")
-    found = [*remarks(table, told), *faults(bad, name, root, len(table))]
+    found = [*remarks(table, told), *faults(bad, told, root, len(table))]
     return manifests.check(whole, name), found, bad
 
 
@@ -261,10 +268,11 @@ def _named(path: str, root: Path, suffixes: Sequence[str]) -> str:
 
 def remarks(table: pd.DataFrame, card: Card) -> Iterator[str]:
     """Counts beside the card's, and sources that lie in two splits."""
-    for subset, part in table.groupby("subset"):
-        known = card.subsets[subset]["rows"]
-        fits = "as known" if len(part) in known else f"known counts: {_list(known)}"
-        yield f"{card.title} {subset}: {len(part):,} rows ({fits})"
+    known = {_dataset(card, subset): told["rows"] for subset, told in card.subsets.items()}
+    for name, part in table.groupby("dataset"):
+        counts = known.get(name, ())
+        fits = "as known" if len(part) in counts else f"known counts: {_list(counts)}"
+        yield f"{name}: {len(part):,} rows ({fits})"
     if found := manifests.leaks(table):
         yield (f"{card.title}: {len(found):,} sources lie in several splits (first: {found[0]}); "
                + ("the card knows" if len(found) == card.leaks else f"the card knows {card.leaks}"))
@@ -274,10 +282,10 @@ def _list(numbers: Sequence[int]) -> str:
     return "; ".join(f"{n:,}" for n in numbers)
 
 
-def faults(bad: Mapping[str, str], name: str, root: Path, n: int) -> Iterator[str]:
+def faults(bad: Mapping[str, str], card: Card, root: Path, n: int) -> Iterator[str]:
     """One line for clips that are missing, one for those that are not whole."""
     missing = [path for path, reason in bad.items() if reason == "missing"]
     for kind, paths in (("missing", missing), ("damaged", [p for p in bad if p not in missing])):
         if paths:
-            yield (f"{card(name).title}: {len(paths):,} of {n:,} clips {kind} under {root} "
-                   f"(first: {paths[0]}); see data_manifests/{name}.yaml")
+            yield (f"{card.title}: {len(paths):,} of {n:,} clips {kind} under {root} "
+                   f"(first: {paths[0]}); see data_manifests/{card.name}.yaml")

@@ -12,8 +12,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -49,7 +51,11 @@ UPLOAD_CRFS = (10, 10, 18, 24, 30)
 """Of distorted uploads: what a phone makes of a faulty picture."""
 
 SPLITS = ("train", "validation", "test")
+TOLERANCE = 0.01
+"""Of VMAF: its filters' vector code isn't the same on every processor."""
+
 COMMITTED = Path(__file__).resolve().parents[2] / "data_manifests"
+console = Console(stderr=True)
 
 
 def _syntax(source: str) -> str:
@@ -69,8 +75,9 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
            preset: str = "medium") -> None:
     """Encode uint8[N, H, W, 3] as 8-bit 4:2:0; even sides. The same input gives the same bytes.
 
-    One thread, because x264's output depends on their number. The file gets its name when whole.
-    `preset` is x264's; the other encoders' options are in ENCODERS.
+    One thread, because x264's output depends on their number. The file gets its name when whole;
+    what a failed encode wrote goes to `quarantine` beside it. `preset` is x264's; the other
+    encoders' options are in ENCODERS.
     """
     n, height, width = frames.shape[:3]
     if height % 2 or width % 2:
@@ -93,8 +100,18 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
                 container.mux(stream.encode(_frame(frames[i], matrix, i)))
             container.mux(stream.encode(None))
         part.replace(path)
+    except Exception:
+        _quarantine(part, path)
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _quarantine(written: Path, path: Path) -> None:
+    """Move what was written of `path`, if anything was, to where nothing takes it for a clip."""
+    if written.exists():
+        (path.parent / "quarantine").mkdir(exist_ok=True)
+        written.replace(path.parent / "quarantine" / path.name)
 
 
 def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: bool = True,
@@ -108,33 +125,57 @@ def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: 
     the dask cluster at the address `scheduler`, whose workers see `root` under the same path.
 
     Returns the manifest, also written to <root>/manifest.csv. BuildError at the end, when the
-    other scenes are done, if some failed: <root>/failed.csv names each clip with its error, and
-    calling again makes those scenes only.
+    other scenes are done, if some failed: <root>/failed.csv names each clip with its error,
+    <root>/quarantine/ holds what was written of them, and calling again makes those scenes only.
     """
     root.mkdir(parents=True, exist_ok=True)
     committed = COMMITTED / config.profile if committed is None else committed
     known = read_committed(committed, splits)
     chosen = [s for s in scenes.catalog(config.data) if s.split in splits]
     rows = {s.name: done for s in chosen if (done := _recorded(s, config.data, root)) is not None}
-    failed = {}
     waiting = [s for s in chosen if s.name not in rows]
-    for scene, result in _each(waiting, config.data, root, known, progress, workers, scheduler):
-        (failed if isinstance(result, Exception) else rows)[scene.name] = result
-    (root / "failed.csv").unlink(missing_ok=True)
-    if failed:
-        pd.Series(failed, name="error").to_csv(root / "failed.csv", index_label="scene")
-        name, error = min(failed.items())
-        raise BuildError(f"{len(failed)} of {len(chosen)} scenes failed (first: {name}: {error}); "
-                         f"all are listed in {root / 'failed.csv'}, the others are whole; build "
-                         "again to retry")
+    if progress:
+        n = sum(len(clips(s, config.data)) for s in waiting)
+        console.print(f"{n:,} clips of {len(waiting):,} scenes to make, "
+                      f"{len(chosen) - len(waiting):,} scenes are there", highlight=False)
+    shutil.rmtree(root / "quarantine", ignore_errors=True)
+    rows |= _each(make, waiting, config.data, root, known, progress, workers, scheduler)
     table = pd.DataFrame([row for scene in chosen for row in rows[scene.name]])
     manifests.write(table, root / "manifest.csv")
     if changed := differing(table, known):
-        Console(stderr=True).print(
+        console.print(
             f"{len(changed)} of {len(table)} clips differ from the committed manifest (first: "
-            f"{changed[0]}): another encoder or renderer. Their labels were computed here.",
-            soft_wrap=True)
+            f"{changed[0]}): another encoder or renderer; cpllm data --check says which. Their "
+            "labels were computed here.", soft_wrap=True)
     return manifests.check(table)
+
+
+def relabel(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: bool = True,
+            workers: int | None = None, committed: Path | None = None,
+            scheduler: str | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """Measure the labels of the clips under `root` again: measured − committed, by video.
+
+    Returns float columns `labels.Label._fields` of the clips whose decoded frames are the committed
+    ones, and the names of the others, which can't be compared. BuildError as in `build`, ValueError
+    where nothing is committed.
+    """
+    committed = COMMITTED / config.profile if committed is None else committed
+    if (known := read_committed(committed, splits)).empty:
+        raise ValueError(f"{config.profile}: no labels are committed in data_manifests/ to compare")
+    chosen = [s for s in scenes.catalog(config.data) if s.split in splits]
+    rows = _each(measure, chosen, config.data, root, known.iloc[:0], progress, workers, scheduler)
+    table = pd.DataFrame([row for s in chosen for row in rows[s.name]])
+    other = differing(table, known)
+    table = table.set_index("video").drop(other)[list(labels.Label._fields)]
+    return table - known.loc[table.index, table.columns], other
+
+
+def measure(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> list[dict]:
+    """`video`, frames' hash and labels of a scene's files, those in `known` apart as in `make`."""
+    rows = [{"video": row["video"], "sha256": frames_sha256(root / f"{row['video']}.mp4")}
+            for row in clips(scene, data)]
+    _label(rows, scenes.render(scene), scene, data, root, known)
+    return rows
 
 
 def read_committed(folder: Path, splits: Sequence[str] = SPLITS) -> pd.DataFrame:
@@ -153,6 +194,24 @@ def differing(table: pd.DataFrame, known: pd.DataFrame) -> list[str]:
     return table["video"][table["sha256"].to_numpy() != hashes].tolist()
 
 
+def explain(table: pd.DataFrame, known: pd.DataFrame) -> list[str]:
+    """A line per family and codec whose frames aren't the committed ones: how many, and why.
+
+    Where a scene's originals differ, its renderer does, or x264 with them; where only its variants
+    do, their encoder.
+    """
+    other = table[table["video"].isin(differing(table, known))]
+    drawn = other["scene"].isin(other.loc[other["role"] == "original", "scene"])
+    total = table.groupby(["family", "codec"])["video"].size()
+    lines = []
+    for (*group, new), rows in other.groupby(["family", "codec", drawn], sort=False):
+        why = "originals differ too: the renderer, or x264" if new else \
+            f"their originals are the same: the encoder {ENCODERS[group[1]][0]}"
+        lines.append(f"{', '.join(group)}: {len(rows):,} of {total[*group]:,} clips differ from "
+                     f"the committed manifest (first: {rows['video'].iloc[0]}); {why}")
+    return lines
+
+
 def commit_manifest(table: pd.DataFrame, folder: Path) -> None:
     """Write `folder`/<split>.csv for every split of the manifest."""
     for split, rows in table.groupby("split", sort=False):
@@ -164,17 +223,21 @@ def verify(table: pd.DataFrame, root: Path) -> dict[str, str]:
 
     A missing, empty, unreadable or exchanged file is named; the others are still looked at.
     """
-    wrong = {}
-    for row in table.itertuples():
-        path = root / f"{row.video}.mp4"
-        try:
-            if not path.is_file() or not path.stat().st_size:
-                wrong[row.video] = "empty file" if path.is_file() else "no such file"
-            elif (came := frames_sha256(path)) != row.sha256:
-                wrong[row.video] = f"expected frames {row.sha256}, came {came}"
-        except (OSError, ValueError, av.FFmpegError) as error:
-            wrong[row.video] = f"cannot be decoded: {error}"
-    return wrong
+    paths = [root / f"{video}.mp4" for video in table["video"]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        faults = pool.map(_fault, paths, table["sha256"])
+        return {video: fault for video, fault in zip(table["video"], faults, strict=True) if fault}
+
+
+def _fault(path: Path, sha256: str) -> str:
+    """What is wrong with a clip whose frames' hash is known; empty if nothing is."""
+    try:
+        if not path.is_file() or not path.stat().st_size:
+            return "empty file" if path.is_file() else "no such file"
+        came = frames_sha256(path)
+    except (OSError, ValueError, av.FFmpegError) as error:
+        return f"cannot be decoded: {error}"
+    return "" if came == sha256 else f"expected frames {sha256}, came {came}"
 
 
 def clips(scene: scenes.Scene, data: Data) -> list[dict]:
@@ -267,9 +330,11 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
             if take not in film:
                 film[take] = distort.apply(row["distortion"], row["strength"], film[-1],
                                            _seed(scene, take))
+            path.unlink(missing_ok=True)
             encode(film[take], path, row["crf"], scene.fps, row["codec"], data.preset)
             row |= {"bytes": path.stat().st_size, "sha256": frames_sha256(path)}
         except Exception as error:  # of one clip; named below, with the others
+            _quarantine(path, path)
             failed[row["video"]] = f"{type(error).__name__}: {error}"
     if failed:
         raise BuildError("; ".join(f"{video}: {error}" for video, error in failed.items()))
@@ -301,17 +366,29 @@ def _label(rows, pristine, scene, data, root, known) -> None:
         row |= label._asdict()
 
 
-def _each(chosen, data, root, known, progress, workers, scheduler) -> Iterator[tuple]:
-    """(scene, its rows or the exception) as they get done, behind a progress bar."""
+def _each(work, chosen, data, root, known, progress, workers, scheduler) -> dict[str, list[dict]]:
+    """Each scene's rows by `work(scene, data, root, its part of known)`, behind a progress bar.
+
+    BuildError when all are done, if some failed: <root>/failed.csv lists them.
+    """
     bar = Progress(TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   console=Console(stderr=True), disable=not progress or not chosen)
+                   console=console, disable=not progress or not chosen)
     longest = sorted(chosen, key=lambda s: -s.height * s.width * len(clips(s, data)))
-    jobs = [(s, data, root, known[known["scene"] == s.name]) for s in longest]
+    jobs = [(work, s, data, root, known[known["scene"] == s.name]) for s in longest]
     workers = min(workers or os.cpu_count(), len(chosen))
     alone = workers <= 1 and scheduler is None
-    done = ((j[0], _try(*j)) for j in jobs) if alone else _spread(jobs, workers, scheduler)
+    done = ((j[1], _try(*j)) for j in jobs) if alone else _spread(jobs, workers, scheduler)
     with bar:
-        yield from bar.track(done, len(jobs), description="")
+        results = {s.name: came for s, came in bar.track(done, len(jobs), description="")}
+    failed = {name: came for name, came in results.items() if isinstance(came, Exception)}
+    (root / "failed.csv").unlink(missing_ok=True)
+    if failed:
+        pd.Series(failed, name="error").to_csv(root / "failed.csv", index_label="scene")
+        name, error = min(failed.items())
+        raise BuildError(f"{len(failed)} of {len(chosen)} scenes failed (first: {name}: {error}); "
+                         f"all are listed in {root / 'failed.csv'}, the others are done; the same "
+                         "command tries again")
+    return results
 
 
 def _spread(jobs, workers, scheduler) -> Iterator[tuple]:
@@ -322,14 +399,14 @@ def _spread(jobs, workers, scheduler) -> Iterator[tuple]:
         here = scheduler or stack.enter_context(LocalCluster(
             n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None))
         client = stack.enter_context(Client(here))
-        scene = {client.submit(_try, *job, pure=False): job[0] for job in jobs}
+        scene = {client.submit(_try, *job, pure=False): job[1] for job in jobs}
         for future in as_completed(scene):
             yield scene[future], future.exception() or future.result()
 
 
-def _try(*job) -> list[dict] | Exception:
+def _try(work, *job) -> list[dict] | Exception:
     try:
-        return make(*job)
+        return work(*job)
     except Exception as error:  # reported with its scene when the others are done
         return error
 

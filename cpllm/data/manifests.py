@@ -65,8 +65,7 @@ PATH = r"(?!/|[A-Za-z]:)(?!(.*/)?\.\.(/|$))[^\\\x00-\x1f]*[^\\\x00-\x1f/]"
 SUBJECTIVE = {
     "video": SCHEMA["video"],
     "path": Column(str, pattern=PATH),
-    **{c: SCHEMA[c] for c in ("scene", "source", "family", "split", "role")},
-    "subset": Column(str),
+    **{c: SCHEMA[c] for c in ("scene", "source", "family", "split", "dataset", "role")},
     "codec": Column(str, optional=True),
     "width": Column(int, 1, optional=True),
     "height": Column(int, 1, optional=True),
@@ -197,7 +196,7 @@ def _refuse(table, wrong, column, expected, name, first) -> None:
 
 def prediction_rows(table: pd.DataFrame) -> pd.DataFrame:
     """What predictions.csv repeats of a manifest. An original's own CRF is no level: left empty."""
-    columns = ["video", "source", "family", "dataset", "subset", "split", "role", "distortion",
-               "codec", "crf", "proxy", "mos", "dmos"]
+    columns = ["video", "source", "family", "dataset", "split", "role", "distortion", "codec",
+               "crf", "proxy", "mos", "dmos"]
     rows = table[[c for c in columns if c in table]]
     return rows.assign(crf=rows["crf"].where(rows["role"] == "variant")) if "crf" in rows else rows
