@@ -82,9 +82,10 @@ def of_ladders(runs: pd.DataFrame, split: str, codec: str = "h264") -> pd.DataFr
 
     Other sources give a set of uploads with an encode or two; they serve the SRCC of Table 1.
     """
-    rows = runs[(runs.split == split) & (runs.get("codec", codec) == codec)]
+    rows = runs[runs.split == split]
     if "crf" not in rows:
         return rows
+    rows = rows[rows.crf.isna() | (rows.get("codec", codec) == codec)]
     return rows[rows.groupby("source").crf.transform("nunique") > 2]
 
 
