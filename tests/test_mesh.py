@@ -21,10 +21,11 @@ CFG = config.replace(TINY, steps=4, batch=16, warmup=1, select_every=1)
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from cpllm import config, mesh
+from cpllm import config, mesh, train
 from cpllm.data import manifests
 cfg, data, out, fsdp, *join = json.loads(sys.argv[1])
-mesh.join(*join)
+if join:
+    mesh.join(*join)
 table = manifests.read(Path(data, "manifest.csv"))
 rows = table[table["split"] == "train"]
 run = train.fit(config.from_dict(cfg), rows, Path(data), Path(data, "frames"), fsdp=fsdp)
