@@ -167,7 +167,7 @@ def _record(profile: str, run_id: str, predictions: pd.DataFrame) -> None:
 def needed_splits(profile: str, fresh: bool) -> tuple[str, ...]:
     """A clone whose runs are committed needs the test split only; what is built stays built."""
     manifest = DATA / profile / "manifest.csv"
-    built = set(manifests.read(manifest)["split"]) if manifest.exists() else set()
+    built = set(pd.read_csv(manifest)["split"]) if manifest.exists() else set()
     if fresh or "train" in built or not all(path.exists() for path in _metrics(profile)):
         return ladder.SPLITS
     return ("test",)
