@@ -71,7 +71,6 @@ NOTEBOOKS = {
         Notebook("20_train"),
         Notebook(
             "30_table3", (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py")),
-        Notebook("81_benchmark_encodes", ("results/bench/encodes.csv",)),
     )
 }
 """The executed chapters in reading order."""

@@ -54,19 +54,20 @@ def alone(data, tmp_path_factory):
     return pd.read_json(out)
 
 
-@pytest.mark.parametrize("fsdp", [1, 4])
+@pytest.mark.parametrize("fsdp", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_eight_devices_give_the_losses_of_one(alone, data, tmp_path, fsdp):
     assert start(data, tmp_path / "losses.json", 8, fsdp).wait() == 0
     np.testing.assert_allclose(pd.read_json(tmp_path / "losses.json"), alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_give_the_losses_of_one(alone, data, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     outs = [tmp_path / f"{i}.json" for i in range(2)]
     both = [start(data, out, 2, 2, address, 2, i) for i, out in enumerate(outs)]
-    assert [process.wait() for process in both] == [0, 0]
+    assert [process.wait(600) for process in both] == [0, 0]
     for out in outs:
         np.testing.assert_allclose(pd.read_json(out), alone, rtol=0, atol=1e-5)
 
