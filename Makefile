@@ -30,10 +30,10 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: help setup reproduce book test test-slow lint serve data labels train lock clean
+.PHONY: help setup reproduce book test test-slow test-oracles lint serve data labels train lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "  variables: PROFILE=smoke|pocket|paper (now $(PROFILE)), FRESH=1 trains anew, PYTHON=$(PYTHON), PORT=$(PORT)"
 
 setup: $(READY) ## make .venv from requirements.lock (about 3 minutes, 1.6 GB, once)
@@ -64,10 +64,15 @@ serve: book ## show the book at http://localhost:PORT
 
 # loadfile: tests of a file share what they build.
 test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --ignore tests/oracle
 
 test-slow: $(READY) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# Outside of the lock: only these tests need torch, and its newest build brings gigabytes of CUDA.
+test-oracles: $(READY) ## compare the towers with transformers' torch classes (installs torch)
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(pip) torch==2.13.0
+	@$(BIN)/python -m pytest -m "not slow" tests/oracle
 
 lint: $(READY) ## ruff, and no outputs in notebook sources
 	@$(BIN)/ruff check .

@@ -102,6 +102,8 @@ class Model:
     decoder_finetune: str = "lora"  # lora | all: pocket's decoder starts from random weights
     predictor: str = "token"  # token: MLP per token, then mean | pooled: mean, then MLP
     predictor_hidden: int = 256
+    crop_patches: bool = False  # to whole tokens, 224 → 216 pixels; else resized
+    clip_patches: bool = False  # a frame's patches as one clip, through the temporal layers
     local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
     dtype: str = "float32"  # of products and activations; weights, norms, softmax stay float32
     remat: bool = False  # recompute each block in the backward pass instead of keeping it

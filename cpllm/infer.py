@@ -60,11 +60,11 @@ def _see(graph: nnx.GraphDef, params: nnx.State, inputs: Batch):
     return (u, v), 100 * model.score(u, v)
 
 
-@partial(jax.jit, static_argnums=0)
-def _next(graph: nnx.GraphDef, params: nnx.State, seen, second, tokens: Batch, at: int):
-    """Most likely token after position `at` of one text."""
-    model = nnx.merge(graph, params)
-    return model.decoder.logits(model.read(seen, second, tokens)[0, at]).argmax()
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def _write(graph: nnx.GraphDef, params: nnx.State, steps: int, eos: int, *given):
+    """Tokens of an answer, int32[1,steps]; given: seen, second, prompt, temperature, key."""
+    seen, second, prompt, temperature, key = given
+    return nnx.merge(graph, params).generate(seen, second, prompt, steps, eos, temperature, key)
 
 
 class Scorer:
@@ -102,32 +102,29 @@ class Scorer:
         better = "first" if scores[0].score >= scores[1].score else "second"
         return Comparison(*scores, better, self._answer(both, text.COMPARE))
 
-    def describe(self, path: str | Path) -> Description:
-        """Three sentences on content, style and technical quality, from the middle key frame."""
-        inputs = self.inputs(path)
-        return Description(
-            _result(path, self.frame_scores(inputs)), self._answer([inputs, inputs], text.DESCRIBE)
-        )
+    def describe(self, path: str | Path, temperature: float = 0.0, seed: int = 0) -> Description:
+        """Three sentences on content, style and technical quality, from the middle key frame.
 
-    def _answer(self, both: list[Batch], prompt: str) -> str:
-        """Greedy decoding. A single input stands twice, its duplicate masked, as in training."""
+        temperature: 0 takes the likeliest token each time; 1 draws as the model believes.
+        """
+        inputs = self.inputs(path)
+        words = self._answer([inputs, inputs], text.DESCRIBE, temperature, seed)
+        return Description(_result(path, self.frame_scores(inputs)), words)
+
+    def _answer(
+        self, both: list[Batch], prompt: str, temperature: float = 0.0, seed: int = 0
+    ) -> str:
+        """A single input stands twice, its duplicate masked, as in training."""
         at = self.cfg.video.key_frames // 2
         seen = [_see(*self._split, {k: x[at : at + 1] for k, x in i.items()})[0] for i in both]
         second = jnp.array([both[0] is not both[1]])
         packed = text.pack(self.tokenizer, prompt, None, self.cfg.train.max_text)
-        batch = {k: getattr(packed, k)[None].copy() for k in ("tokens", "valid", "answer")}
-        start = end = int(packed.valid.sum())
-        while end < self.cfg.train.max_text:
-            token = int(_next(*self._split, seen, second, batch, end - 1))
-            if token == self.tokenizer.token_to_id(text.EOS):
-                break
-            batch["tokens"][0, end], batch["valid"][0, end], batch["answer"][0, end] = (
-                token,
-                True,
-                True,
-            )
-            end += 1
-        return text.unpack(self.tokenizer, batch["tokens"][0, start:end])
+        n, eos = int(packed.valid.sum()), self.tokenizer.token_to_id(text.EOS)
+        given = {k: getattr(packed, k)[None, :n] for k in ("tokens", "valid")}
+        key = jax.random.key(seed) if temperature else None
+        steps = self.cfg.train.max_text - n
+        tokens = _write(*self._split, steps, eos, seen, second, given, temperature, key)
+        return text.unpack(self.tokenizer, np.asarray(tokens)[0])
 
     def predict(
         self, rows: pd.DataFrame, videos: Path, cache: dict[str, Batch] | None = None

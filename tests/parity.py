@@ -29,7 +29,7 @@ def build(folder, **parts) -> CPLLM:
         lora_rank=0,
         predictor_hidden=8,
     )
-    model = CPLLM(shape, nnx.Rngs(0))
+    model = nnx.jit(lambda: CPLLM(shape, nnx.Rngs(0)))()
     state = nnx.state(model, nnx.Param)
     leaves = weights.names(state)
     more = ["project_high"] if {"high", "decoder"} <= parts.keys() else []
@@ -43,27 +43,39 @@ def build(folder, **parts) -> CPLLM:
 def siglip(folder, given):
     """`hidden`: last hidden state of uint8 images."""
     model = build(folder, high=imports.siglip_shape(folder))
-    return {"hidden": model.high(given["images"])}
+    return {"hidden": jax.jit(lambda images: model.high(images))(given["images"])}
 
 
 def videoprism(folder, given):
     """`spatial` of single images; `clip<T>` of T frames; `grid` on an interpolated grid."""
     low = build(folder, low=imports.videoprism_shape(folder)).low
-    clip = jnp.asarray(given["clip"], jnp.float32) / 255
-    out = {f"clip{t}": low.clip(clip[:, :t]) for t in (1, 4, 8)}
-    for name in ("grid", "small"):
-        out[name] = low.clip(jnp.asarray(given[name], jnp.float32) / 255)
-    return {"spatial": low(given["clip"][:, 0]), **out}
+
+    def clip(frames):
+        b, t = frames.shape[:2]
+        tokens = low.images(frames.reshape(b * t, *frames.shape[2:]).astype(np.float32) / 255)
+        tokens = low.over_time(tokens.reshape(b, t, *tokens.shape[1:]))
+        return tokens.reshape(b, -1, tokens.shape[-1])
+
+    @jax.jit
+    def results(given):
+        out = {f"clip{t}": clip(given["clip"][:, :t]) for t in (1, 4, 8)}
+        out |= {name: clip(given[name]) for name in ("grid", "small")}
+        return {"spatial": low(given["clip"][:, :1], np.ones((1, 1), bool))[:, 0], **out}
+
+    return results(given)
 
 
 def gemma(folder, given):
     """`logits` of causal text."""
     decoder = build(folder, decoder=imports.gemma_shape(folder)).decoder
     valid = jnp.ones(given["tokens"].shape, bool)
-    hidden = decoder(
-        decoder.embed(given["tokens"]), prefix_mask(valid, valid), positions(valid)
-    )
-    return {"logits": decoder.logits(hidden)}
+
+    @jax.jit
+    def logits(tokens):
+        x = decoder.embed(tokens)
+        return decoder.logits(decoder(x, prefix_mask(valid, valid), positions(valid)))
+
+    return {"logits": logits(given["tokens"])}
 
 
 def sequence(folder, given):
@@ -71,10 +83,13 @@ def sequence(folder, given):
     model = build(folder, decoder=imports.gemma_shape(folder))
     text = {k: given[k] for k in ("tokens", "valid", "answer")}
     seen = [(given["u"][i], given["v"][i]) for i in range(2)]
-    single = model.decoder.logits(model.read(seen[:1], jnp.ones(2, bool), text))
-    pair = model.decoder.logits(model.read(seen, given["second"], text))
-    shown = given["valid"][..., None]
-    return {"single": single * shown, "pair": pair * shown}
+
+    @jax.jit
+    def logits(seen, second, text):
+        return model.decoder.logits(model.read(seen, second, text)) * text["valid"][..., None]
+
+    single = logits(seen[:1], jnp.ones(2, bool), text)
+    return {"single": single, "pair": logits(seen, given["second"], text)}
 
 
 GRADIENTS = {  # of a vision, the projector's and a decoder weight
@@ -85,7 +100,7 @@ GRADIENTS = {  # of a vision, the projector's and a decoder weight
 
 
 def paligemma(folder, given):
-    """`logits` of [u, text] as prefix-LM, `loss` on the answer, and its gradients."""
+    """`logits` of [u, text] as prefix-LM, `loss` on the answer, its gradients; `generated`."""
     model = build(
         folder, high=imports.siglip_shape(folder), decoder=imports.gemma_shape(folder)
     )
@@ -103,10 +118,19 @@ def paligemma(folder, given):
         loss = losses.text_loss(hidden[:, :-1], logits, tokens[:, 1:], answer[:, 1:], chunk=2)
         return loss, logits(hidden)
 
-    (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     leaves = {k: weights.names(grads)[name][...] for k, (name, _) in GRADIENTS.items()}
     first = {k: (g[0] if g.ndim == 3 else g).T for k, g in leaves.items()}  # layer 0, as torch
-    return {"logits": logits, "loss": value, **{f"grad_{k}": g for k, g in first.items()}}
+    prompt = tokens[:, : -answer.sum(1)[0]]
+
+    @jax.jit
+    def generate(images):
+        u = model.project_high(model.high(images))
+        given = {"tokens": prompt, "valid": np.ones(prompt.shape, bool)}
+        return model.generate([(u, u[:, :0])], np.ones(len(u), bool), given, 6, eos=-1)
+
+    out = {"logits": logits, "loss": value, "generated": generate(given["images"])}
+    return out | {f"grad_{k}": g for k, g in first.items()}
 
 
 ORACLES = {f.__name__: f for f in (siglip, videoprism, gemma, sequence, paligemma)}

@@ -1,12 +1,16 @@
 """Import of public checkpoints, on the golden files in the layouts that their makers publish."""
 
+import dataclasses
 import json
 import pickle
+import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from scipy import ndimage
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -84,6 +88,32 @@ def test_both_spellings_and_shards_give_the_same_leaves(spell, tmp_path):
         assert all(np.array_equal(whole[k], sharded[k]) for k in whole)
 
 
+def test_positions_of_another_image_side_are_resampled():
+    model = paligemma_model()
+    wide = dataclasses.replace(model, high=dataclasses.replace(model.high, image=28))
+    own, wider = (imports.read(GOLDEN / "paligemma", "high", m) for m in (model, wide))
+    assert wider["high.positions"].shape == (49, 24)
+    small, large = (x["high.positions"].reshape(n, n, 24) for x, n in ((own, 4), (wider, 7)))
+    expected = ndimage.zoom(small, (7 / 4, 7 / 4, 1), order=1, grid_mode=True, mode="nearest")
+    np.testing.assert_allclose(large, expected, atol=1e-5)
+    assert all(np.array_equal(own[k], wider[k]) for k in own if k != "high.positions")
+
+
+def test_each_tensor_is_let_go_before_the_next_is_read(monkeypatch):
+    whole, live = imports.readers(GOLDEN / "paligemma"), []
+
+    def watched(read):
+        assert [ref for ref in live if ref() is not None] == []
+        x = read()
+        live.append(weakref.ref(x))
+        return x
+
+    counted = {name: partial(watched, read) for name, read in whole.items()}
+    monkeypatch.setattr(imports, "readers", lambda path: counted)
+    assert imports.read(GOLDEN / "paligemma", "decoder", paligemma_model())
+    assert len(live) > 10
+
+
 def test_the_npz_gives_the_same_leaves_as_transformers_file(npz, low_model):
     assert imports.videoprism_shape(npz).width == low_model.low.width
     flax = imports.read(npz, "low", low_model)
@@ -146,7 +176,8 @@ def test_import_weights_writes_one_checkpoint_that_loads(tmp_path, npz, capsys):
     assert str(out) in capsys.readouterr().out
     model, cfg, tokenizer = weights.load(out)
     assert tokenizer.token_to_id("<bos>") == 2
-    assert cfg.video.high_size == cfg.model.high.image == 16
+    assert cfg.video.high_size == cfg.model.high.image == 448
+    assert model.high.positions.shape == (112**2, 24)
     first = load_file(folder / "model.safetensors")
     name = next(k for k in first if k.endswith("layers.1.self_attn.o_proj.weight"))
     got = model.decoder.blocks.attention.out.kernel[...][1]

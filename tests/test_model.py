@@ -1,4 +1,6 @@
 import dataclasses
+from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,15 @@ from cpllm import config, train
 from cpllm.model import layers, videoprism
 from cpllm.model.cpllm import CPLLM, positions, prefix_mask
 from cpllm.model.lora import trainable
-from cpllm.model.siglip import patchify
+from cpllm.model.siglip import Siglip, patchify
 
 SMOKE = config.smoke().model
 VIEW, PATCH, K, L = SMOKE.high.image, 32, 8, 12
+see, read = nnx.jit(CPLLM.see), nnx.jit(CPLLM.read)
+
+
+def make(model: config.Model, seed: int = 0) -> CPLLM:
+    return nnx.jit(lambda: CPLLM(model, nnx.Rngs(seed)))()
 
 
 def with_lora(**changes) -> config.Model:
@@ -22,7 +29,7 @@ def with_lora(**changes) -> config.Model:
 
 @pytest.fixture(scope="module")
 def model():
-    return CPLLM(SMOKE, nnx.Rngs(0))
+    return make(SMOKE)
 
 
 @pytest.fixture(scope="module")
@@ -59,30 +66,30 @@ def test_positions_leave_no_gap_where_the_duplicate_is_masked_out():
 
 
 def test_answer_tokens_cannot_see_the_future(model, frames):
-    u, v = model.see(**frames)
-    text, second = a_text(), jnp.array([True])
+    u, v = see(model, **frames)
+    seen, text, second = [one((u, v), 0), one((u, v), 1)], a_text(), jnp.array([True])
     later = {**text, "tokens": text["tokens"].copy()}
     later["tokens"][0, -1] += 1
-    before, after = (model.read([one((u, v), 0), one((u, v), 1)], second, t) for t in (text, later))
+    before, after = (read(model, seen, second, t) for t in (text, later))
     np.testing.assert_array_equal(before[0, :-1], after[0, :-1])
     assert np.abs(before[0, -1] - after[0, -1]).max() > 0
 
 
 def test_a_prefix_token_sees_the_whole_prefix(model, frames):
-    u, v = model.see(**frames)
+    u, v = see(model, **frames)
     text = a_text()
     changed = {**text, "tokens": text["tokens"].copy()}
     changed["tokens"][0, 5] += 1  # within the prompt
-    before, after = (model.read([one((u, v), 0)], jnp.array([True]), t) for t in (text, changed))
+    before, after = (read(model, [one((u, v), 0)], jnp.array([True]), t) for t in (text, changed))
     assert np.abs(before[0, 0] - after[0, 0]).max() > 0
 
 
 def test_a_masked_duplicate_changes_nothing_in_the_text(model, frames):
-    u, v = model.see(**frames)
+    u, v = see(model, **frames)
     text, hidden = a_text(), jnp.array([False])
-    alone = model.read([one((u, v), 0)], hidden, text)
-    doubled = model.read([one((u, v), 0), one((u, v), 0)], hidden, text)
-    other = model.read([one((u, v), 0), one((u, v), 1)], hidden, text)
+    alone = read(model, [one((u, v), 0)], hidden, text)
+    doubled = read(model, [one((u, v), 0), one((u, v), 0)], hidden, text)
+    other = read(model, [one((u, v), 0), one((u, v), 1)], hidden, text)
     np.testing.assert_allclose(doubled, alone, atol=2e-6)
     np.testing.assert_array_equal(doubled, other)
 
@@ -91,40 +98,75 @@ def test_the_low_level_mean_leaves_absent_patches_out(model, frames):
     half = {**frames, "present": np.arange(K)[None].repeat(2, 0) < K // 2}
     garbage = {**half, "patches": half["patches"].copy()}
     garbage["patches"][:, K // 2 :] = 0
-    np.testing.assert_allclose(model.see(**half)[1], model.see(**garbage)[1], atol=1e-6)
-    assert np.abs(model.see(**frames)[1] - model.see(**half)[1]).max() > 1e-3
+    np.testing.assert_allclose(see(model, **half)[1], see(model, **garbage)[1], atol=1e-6)
+    assert np.abs(see(model, **frames)[1] - see(model, **half)[1]).max() > 1e-3
 
 
 def test_the_order_of_patches_does_not_matter(model, frames):
     turned = {**frames, "patches": frames["patches"][:, ::-1]}
-    np.testing.assert_allclose(model.see(**frames)[1], model.see(**turned)[1], atol=1e-5)
+    np.testing.assert_allclose(see(model, **frames)[1], see(model, **turned)[1], atol=1e-5)
+
+
+def low_tower(**changes):
+    low = dataclasses.replace(SMOKE.low, temporal_layers=2, frames=K)
+    shape = dataclasses.replace(SMOKE, low=low, **changes)
+    tower = nnx.jit(lambda: videoprism.VideoPrism(shape, nnx.Rngs(0)))()
+    return jax.jit(lambda patches, present: tower(patches, present))
+
+
+def test_cropped_patches_are_their_middle_in_whole_tokens(frames):
+    tower, present = low_tower(crop_patches=True, local_norm=False), frames["present"][:1]
+    wide = np.random.default_rng(1).integers(256, size=(1, K, 46, 46, 3), dtype=np.uint8)
+    tokens = tower(wide, present)
+    assert tokens.shape[2] == 25  # 46 pixels hold five tokens of 8
+    np.testing.assert_array_equal(tokens, tower(wide[:, :, 3:43, 3:43], present))
+    assert low_tower()(wide, present).shape[2] == 16  # resized to the tower's 32 pixels
+
+
+def test_a_clip_of_patches_passes_the_temporal_layers_without_the_absent_ones(frames):
+    present = np.arange(K)[None].repeat(2, 0) < K // 2
+
+    def first(tower, black):  # tokens of the first patch where another is black
+        patches = frames["patches"].copy()
+        patches[:, black] = 0
+        return tower(patches, present)[:, 0]
+
+    clip, images = low_tower(clip_patches=True), low_tower()
+    np.testing.assert_allclose(first(clip, K - 1), first(clip, K - 2), atol=1e-6)
+    assert np.abs(first(clip, 1) - first(clip, K - 1)).max() > 1e-3
+    np.testing.assert_array_equal(first(images, 1), first(images, K - 1))
+
+
+def test_a_clip_of_patches_needs_temporal_layers():
+    with pytest.raises(ValueError, match=r"clip_patches: needs model\.low\.temporal_layers"):
+        make(dataclasses.replace(SMOKE, clip_patches=True))
 
 
 def test_scores_lie_between_zero_and_one_for_both_predictors(frames):
     for predictor in ("token", "pooled"):
-        model = CPLLM(dataclasses.replace(SMOKE, predictor=predictor), nnx.Rngs(1))
-        scores = model.score(*model.see(**frames))
+        model = make(dataclasses.replace(SMOKE, predictor=predictor), 1)
+        scores = model.score(*see(model, **frames))
         assert scores.shape == (2,)
         assert ((scores > 0) & (scores < 1)).all()
 
 
 def test_lora_starts_as_the_identity(frames):
-    plain, adapted = CPLLM(SMOKE, nnx.Rngs(0)), CPLLM(with_lora(), nnx.Rngs(0))
+    plain, adapted = make(SMOKE), make(with_lora())
     state = {k: v for k, v in nnx.to_flat_state(nnx.state(plain))}
     base = nnx.to_flat_state(nnx.state(adapted))
     nnx.update(adapted, nnx.from_flat_state([(k, state.get(k, v)) for k, v in base]))
-    u, v = plain.see(**frames)
+    u, v = see(plain, **frames)
     seen = [one((u, v), 0)]
     np.testing.assert_array_equal(
-        plain.read(seen, jnp.array([True]), a_text()),
-        adapted.read(seen, jnp.array([True]), a_text()),
+        read(plain, seen, jnp.array([True]), a_text()),
+        read(adapted, seen, jnp.array([True]), a_text()),
     )
 
 
 @pytest.mark.parametrize("regime", ["frozen", "head", "all"])
 def test_a_step_moves_exactly_the_trainable_leaves(regime, frames):
     shape = with_lora(high_finetune=regime, high=dataclasses.replace(SMOKE.high, layers=2))
-    model = CPLLM(shape, nnx.Rngs(0))
+    model = make(shape)
     graph, params, frozen = nnx.split(model, trainable(shape), ...)
     batch = {
         **frames,
@@ -165,6 +207,18 @@ def test_paper_size_parameter_counts_equal_the_published_ones():
     assert table.loc["high", "parameters"] == 413_327_088
     assert table.loc["low", "parameters"] == 114_365_184
     assert table.loc["decoder", "trained"] == 626_688  # LoRA of rank 4 on q, k, v
+    large = dataclasses.replace(config.paper().model, low=config.VIDEOPRISM_L)
+    assert train.parameter_table(large).loc["low", "parameters"] == 353_965_056
+
+
+@pytest.mark.slow
+def test_siglip_at_its_real_size_gives_1024_tokens_that_depend_on_the_image():
+    tower = Siglip(config.paper().model, nnx.Rngs(0))
+    images = np.random.default_rng(0).integers(256, size=(2, 448, 448, 3), dtype=np.uint8)
+    first, other = nnx.jit(lambda tower, x: tower(x))(tower, images)
+    assert first.shape == (1024, 1152) and first.dtype == jnp.bfloat16
+    assert jnp.isfinite(first.astype(jnp.float32)).all()
+    assert jnp.abs(first - other).mean() > 0.1
 
 
 def test_patchify_flattens_rows_then_columns_then_channels():
@@ -233,6 +287,23 @@ def test_attention_equals_the_library_s_own():
     np.testing.assert_allclose(layers.attend(q, k, v, mask), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind, capability, shape, dtype, cap, fused", [
+    ("NVIDIA H200", "9.0", (1, 9, 8, 256), "bfloat16", 0.0, True),
+    ("NVIDIA A100", "8.0", (1, 9, 8, 256), "bfloat16", 0.0, False),
+    ("NVIDIA A100", "8.0", (1, 9, 16, 72), "bfloat16", 0.0, True),
+    ("NVIDIA H200", "9.0", (1, 9, 12, 64), "bfloat16", 50.0, False),  # VideoPrism
+    ("NVIDIA H200", "9.0", (1, 1, 8, 256), "bfloat16", 0.0, False),  # decoding
+    ("NVIDIA H200", "9.0", (1, 9, 8, 256), "float32", 0.0, False),
+    ("cpu", "", (1, 9, 8, 256), "bfloat16", 0.0, False),
+])  # fmt: skip
+def test_the_backend_decides_where_attention_is_fused(
+    monkeypatch, kind, capability, shape, dtype, cap, fused
+):
+    device = SimpleNamespace(device_kind=kind, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert layers.has_fused(jax.ShapeDtypeStruct(shape, dtype), cap) is fused
+
+
 @pytest.mark.skipif(
     not jax.devices()[0].device_kind.startswith("NVIDIA"), reason="cuDNN needs an NVIDIA device"
 )
@@ -248,7 +319,7 @@ def test_fused_attention_on_nvidia_equals_plain_attention(heads, kv, dim, length
 
 def gradients(model_config, frames):
     """Loss and gradients of one made batch."""
-    graph, params = nnx.split(CPLLM(model_config, nnx.Rngs(0)))
+    graph, params = nnx.split(make(model_config))
     batch = {
         **frames, **a_text(), "first": np.array([0]), "second": np.array([1]),
         "q": np.array([[0.9, 0.1]], np.float32), "has_mos": np.array([True]),
@@ -295,8 +366,86 @@ def test_bfloat16_towers_compute_norms_and_softmax_in_float32():
 
 
 def test_bfloat16_towers_give_bfloat16_tokens_and_float32_scores_and_logits(frames):
-    model = CPLLM(dataclasses.replace(SMOKE, dtype="bfloat16"), nnx.Rngs(0))
-    u, v = model.see(**frames)
-    hidden = model.read([one((u, v), 0)], jnp.array([True]), a_text())
+    model = make(dataclasses.replace(SMOKE, dtype="bfloat16"))
+    u, v = see(model, **frames)
+    hidden = read(model, [one((u, v), 0)], jnp.array([True]), a_text())
     assert u.dtype == v.dtype == hidden.dtype == jnp.bfloat16
     assert model.score(u, v).dtype == model.decoder.logits(hidden).dtype == jnp.float32
+
+
+@pytest.fixture(scope="module")
+def written(model, frames):
+    """Answers to prompts of 8 and 5 tokens, the second text's second frame masked out."""
+    u, v = see(model, **frames)
+    seen, second = [(u, v), (u[::-1], v[::-1])], jnp.array([True, False])
+    tokens = np.stack([np.arange(8), np.arange(8)[::-1]]).astype(np.int32) % 7 + 3
+    prompt = {"tokens": tokens, "valid": np.arange(8) < np.array([[8], [5]])}
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def generate(steps, eos, temperature, key):
+        return model.generate(seen, second, prompt, steps, eos, temperature, key)
+
+    def write(steps, eos=-1, temperature=1.0, key=None):
+        return np.asarray(generate(steps, eos, temperature, key))
+
+    return seen, second, prompt, write
+
+
+def test_cached_decoding_writes_what_the_whole_forward_predicts(model, written):
+    seen, second, prompt, write = written
+    steps, answers = 6, write(6)
+    tokens = np.pad(prompt["tokens"], [(0, 0), (0, steps)])
+    valid, answer = np.pad(prompt["valid"], [(0, 0), (0, steps)]), np.zeros((2, 14), bool)
+    for row, start in enumerate((8, 5)):
+        tokens[row, start : start + steps] = answers[row]
+        valid[row, start : start + steps] = answer[row, start : start + steps] = True
+    text = {"tokens": tokens, "valid": valid, "answer": answer}
+    likeliest = model.decoder.logits(read(model, seen, second, text)).argmax(-1)
+    for row, start in enumerate((8, 5)):
+        assert likeliest[row, start - 1 : start + steps - 1].tolist() == answers[row].tolist()
+
+
+def test_decoding_ignores_a_masked_second_frame(model, written):
+    (first, other), _, prompt, write = written
+    swapped = [first, tuple(x + 1 for x in other)]
+    again = model.generate(swapped, jnp.array([True, False]), prompt, 6, -1)
+    assert again[1].tolist() == write(6)[1].tolist()
+    hidden = [read(model, s, jnp.ones(2, bool), prompt | {"answer": np.zeros((2, 8), bool)})[1]
+              for s in ([first, other], swapped)]  # fmt: skip
+    assert np.abs(hidden[0] - hidden[1]).max() > 1e-3
+
+
+def test_an_answer_ends_at_the_end_token_while_others_go_on(written):
+    *_, write = written
+    free = write(6)
+    eos = int(free[0, 2])
+    ended = write(6, eos)
+    at = free[0].tolist().index(eos)
+    assert ended[0].tolist() == [*free[0, :at], *[eos] * (6 - at)]
+    stop = [*free[1].tolist(), eos].index(eos)
+    assert ended[1, :stop].tolist() == free[1, :stop].tolist()
+
+
+def test_tokens_are_drawn_from_the_softmax_at_the_given_temperature(model):
+    draws, temperature = 4096, 0.3
+    x = jax.random.normal(jax.random.key(1), (1, 3, SMOKE.decoder.width)).repeat(draws, 0)
+    valid = jnp.ones((draws, 3), bool)
+
+    def choose(logits, i):
+        return jax.random.categorical(jax.random.key(i), logits / temperature)
+
+    tokens = model.decoder.generate(x, valid, 1, -1, choose)[:, 0]
+    last = model.decoder(x[:1], prefix_mask(valid[:1], ~valid[:1]), positions(valid[:1]))[0, -1]
+    p = jax.nn.softmax(model.decoder.logits(last) / temperature)
+    top = p.argsort()[-20:]
+    counts = (tokens[:, None] == top).sum(0)
+    assert np.abs(counts - draws * p[top]).max() < 5 * np.sqrt(draws * p.max())
+    assert counts[-1] > 10
+
+
+def test_sampling_is_repeatable_and_cold_sampling_is_greedy(written):
+    *_, write = written
+    warm = [write(6, temperature=2.0, key=jax.random.key(seed)) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(warm[0], warm[1])
+    assert (warm[0] != warm[2]).any()
+    np.testing.assert_array_equal(write(6, temperature=1e-4, key=jax.random.key(0)), write(6))

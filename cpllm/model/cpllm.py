@@ -6,12 +6,13 @@ L text tokens, T all tokens of a sequence, D the decoder's width.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from cpllm import config
-from cpllm.model.gemma import Gemma
+from cpllm.model.gemma import Gemma, positions
 from cpllm.model.layers import Dense, Norm
 from cpllm.model.quality import Predictor
 from cpllm.model.siglip import Siglip
@@ -30,11 +31,6 @@ def prefix_mask(valid: Array, answer: Array) -> Array:
     """
     t = jnp.arange(valid.shape[1])
     return valid[:, None, :] & (~answer[:, None, :] | (t[None, :] <= t[:, None]))
-
-
-def positions(valid: Array) -> Array:
-    """Position of each token among the valid ones, so that a masked frame leaves no gap."""
-    return jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
 
 
 class CPLLM(nnx.Module):
@@ -56,11 +52,9 @@ class CPLLM(nnx.Module):
         view: uint8[B,H_h,W_h,3]; patches: uint8[B,K,P,P,3]; present: bool[B,K], False for
         the slots of a frame that holds fewer than K patches; the mean leaves them out.
         """
-        b, k = patches.shape[:2]
         u = self.project_high(self.high(view))
-        h = self.project_low(self.low(patches.reshape(b * k, *patches.shape[2:])))
-        weight = present[..., None, None].astype(h.dtype)
-        v = (h.reshape(b, k, *h.shape[1:]) * weight).sum(1) / weight.sum(1)
+        h = self.project_low(self.low(patches, present))
+        v = h.mean(1, where=present[..., None, None])
         return u, self.pool_norm(v)
 
     def score(self, u: Array, v: Array) -> Array:
@@ -74,11 +68,39 @@ class CPLLM(nnx.Module):
         a duplicate of a single input, masked out of the decoder; text: `tokens` int[B,L],
         `valid` and `answer` bool[B,L].
         """
+        x, valid = self._sequence(seen, second, text)
+        before = x.shape[1] - text["tokens"].shape[1]
+        answer = jnp.pad(text["answer"], [(0, 0), (before, 0)])
+        return self.decoder(x, prefix_mask(valid, answer), positions(valid))[:, before:]
+
+    def generate(
+        self,
+        seen: list[tuple[Array, Array]],
+        second: Array,
+        prompt: dict[str, Array],
+        steps: int,
+        eos: int,
+        temperature: Array | float = 1.0,
+        key: Array | None = None,
+    ) -> Array:
+        """At most `steps` tokens of an answer, int32[B,steps]; `eos` ends it and fills the rest.
+
+        seen and second as in `read`; prompt: `tokens` and `valid`. Each token is the most likely
+        one or, with a key, drawn from softmax(logits/temperature).
+        """
+
+        def draw(logits: Array, i: Array) -> Array:
+            return jax.random.categorical(jax.random.fold_in(key, i), logits / temperature)
+
+        x, valid = self._sequence(seen, second, prompt)
+        return self.decoder.generate(x, valid, steps, eos, draw if key is not None else None)
+
+    def _sequence(
+        self, seen: list[tuple[Array, Array]], second: Array, text: dict[str, Array]
+    ) -> tuple[Array, Array]:
+        """Embeddings [B,T,D] of frames and text, and bool[B,T] where they are to be seen."""
         frames = [jnp.concatenate(pair, 1) for pair in seen]
         b, n = frames[0].shape[:2]
         shown = [jnp.ones((b, n), bool), jnp.broadcast_to(second[:, None], (b, n))][: len(frames)]
         x = jnp.concatenate([*frames, self.decoder.embed(text["tokens"])], 1)
-        valid = jnp.concatenate([*shown, text["valid"]], 1)
-        answer = jnp.concatenate([jnp.zeros((b, n * len(frames)), bool), text["answer"]], 1)
-        hidden = self.decoder(x, prefix_mask(valid, answer), positions(valid))
-        return hidden[:, n * len(frames) :]
+        return x, jnp.concatenate([*shown, text["valid"]], 1)

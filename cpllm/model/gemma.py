@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -10,7 +11,15 @@ from flax import nnx
 from jax import Array
 
 from cpllm import config
-from cpllm.model.layers import Attention, Block, Dense, Norm, run, stack
+from cpllm.model.layers import Attention, Block, Dense, Norm, attend, run, stack
+
+Cache = tuple[Array, Array]
+"""Keys and values of all layers, each [layers,B,S,N_kv,H]."""
+
+
+def positions(valid: Array) -> Array:
+    """Position of each token among the valid ones, so that a masked frame leaves no gap."""
+    return jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
 
 
 class GatedMLP(nnx.Module):
@@ -58,6 +67,62 @@ class Gemma(nnx.Module):
     def __call__(self, x: Array, mask: Array, positions: Array) -> Array:
         """Embeddings [B,T,D], bool[B,T,T], int[B,T] → hidden states [B,T,D]."""
         return self.norm(run(self.blocks, x, mask, positions, self.remat))
+
+    def empty(self, batch: int, size: int) -> Cache:
+        """A cache with `size` slots for each of `batch` sequences."""
+        layer = self.blocks.attention
+        shape = len(layer.k.kernel[...]), batch, size, layer.kv, layer.dim
+        return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+
+    def extend(
+        self, x: Array, mask: Array, positions: Array, cache: Cache, at: Array | int
+    ) -> tuple[Array, Cache]:
+        """`__call__` for new tokens x [B,T,D] alone, whose keys and values fill slots from `at` on.
+
+        mask: bool[B,T,S], over the cache's S slots.
+        """
+        graph, params = nnx.split(self.blocks)
+
+        def step(x: Array, layer: tuple) -> tuple[Array, Cache]:
+            block, past = nnx.merge(graph, layer[0]), layer[1]
+            q, *new = block.attention.project(block.norm1(x), positions)
+            put = jax.lax.dynamic_update_slice_in_dim
+            k, v = (put(old, y, at, 1) for old, y in zip(past, new, strict=True))
+            x = x + block.attention.join(attend(q, k, v, mask))
+            return x + block.mlp(block.norm2(x)), (k, v)
+
+        x, cache = jax.lax.scan(step, x, (params, cache))
+        return self.norm(x), cache
+
+    def generate(
+        self,
+        x: Array,
+        valid: Array,
+        steps: int,
+        eos: int,
+        choose: Callable[[Array, Array], Array] | None = None,
+    ) -> Array:
+        """Tokens int32[B,steps] after a prefix that sees all of itself; `eos` ends and fills them.
+
+        x: [B,T,D]; valid: bool[B,T]; choose: (logits float32[B,V], step) → int[B], else argmax.
+        What earlier tokens gave as keys and values is kept, so that a step costs one token.
+        """
+        (b, n), length = valid.shape, valid.sum(1, keepdims=True)
+        slots, shown = jnp.arange(n + steps), jnp.pad(valid, [(0, 0), (0, steps)])[:, None]
+        prefix = jnp.broadcast_to(shown, (b, n, n + steps))
+        hidden, cache = self.extend(x, prefix, positions(valid), self.empty(b, n + steps), 0)
+
+        def step(state: tuple) -> tuple:
+            i, done, hidden, cache, tokens = state
+            logits = self.logits(hidden)
+            token = jnp.where(done, eos, choose(logits, i) if choose else logits.argmax(-1))
+            mask = shown | ((n <= slots) & (slots <= n + i))
+            hidden, cache = self.extend(self.embed(token[:, None]), mask, length + i, cache, n + i)
+            return i + 1, done | (token == eos), hidden[:, 0], cache, tokens.at[:, i].set(token)
+
+        last = hidden[jnp.arange(b), (jnp.arange(n) * valid).argmax(1)]
+        state = 0, jnp.zeros(b, bool), last, cache, jnp.full((b, steps), eos, jnp.int32)
+        return jax.lax.while_loop(lambda s: (s[0] < steps) & ~s[1].all(), step, state)[-1]
 
     def logits(self, hidden: Array) -> Array:
         """[...,D] → float32[...,V] by the tied embedding table."""

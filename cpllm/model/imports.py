@@ -11,6 +11,7 @@ What no public checkpoint holds (`project_low`, `pool_norm`, `predictor`, LoRA) 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -29,6 +30,7 @@ from cpllm import config
 from cpllm.data.text import load_gemma
 from cpllm.model import weights
 from cpllm.model.cpllm import CPLLM
+from cpllm.model.videoprism import resize_grid
 
 Tensors = dict[str, np.ndarray]
 Readers = dict[str, Callable[[], np.ndarray]]
@@ -202,6 +204,14 @@ def _output(x: np.ndarray) -> np.ndarray:
     return x.transpose(0, 2, 3, 1).reshape(len(x), -1, x.shape[1])
 
 
+def _resample(positions: np.ndarray, tokens: int) -> np.ndarray:
+    """Positions of a square grid, [n²,D], bilinearly to another square of `tokens`."""
+    side = math.isqrt(tokens)
+    if math.isqrt(len(positions)) ** 2 != len(positions):
+        raise ValueError(f"{len(positions)} positions are no square grid")
+    return np.asarray(resize_grid(jnp.asarray(positions, jnp.float32), side, side))
+
+
 def fill(path: Path, found: Readers, sources: dict[str, Source], shapes: dict, dtype) -> Tensors:
     """Our leaves of `sources`, read one tensor at a time; ValueError lists all that differs."""
     wanted = {name for source in sources.values() for name in source.names}
@@ -211,16 +221,20 @@ def fill(path: Path, found: Readers, sources: dict[str, Source], shapes: dict, d
         filled[leaf] = np.empty(shapes[leaf], dtype)
         for i, name in enumerate(source.names):
             target = filled[leaf][i] if source.per_layer else filled[leaf]
-            x, expected[name] = found[name](), target.shape
-            try:
-                laid = source.layout(x)
-                got[name] = laid.shape
-            except ValueError:  # of another rank
-                got[name] = x.shape
-            if got[name] == target.shape:
-                target[...] = laid
+            expected[name], got[name] = target.shape, _put(target, found[name](), source.layout)
     weights.compare(path, expected, got)
     return filled
+
+
+def _put(target: np.ndarray, x: np.ndarray, layout: Callable) -> tuple[int, ...]:
+    """Write x as laid out into `target` where it fits; returns its shape, laid out."""
+    try:
+        x = layout(x)
+    except ValueError:  # of another rank
+        return x.shape
+    if x.shape == target.shape:
+        target[...] = x
+    return x.shape
 
 
 def read(path: Path, part: str, model: config.Model, dtype="float32") -> Tensors:
@@ -235,6 +249,9 @@ def read(path: Path, part: str, model: config.Model, dtype="float32") -> Tensors
         layers = {leaf: shapes[leaf][0] for leaf in leaves}
         layers |= {leaf: model.high.layers - 1 for leaf in leaves if part == "high"}
         sources = {leaf: torch_source(table[part], leaf, layers[leaf]) for leaf in leaves}
+    if part == "high":  # a tower of another side than the checkpoint's keeps its pixels' scale
+        (rows, _), source = shapes["high.positions"], sources["high.positions"]
+        sources["high.positions"] = source._replace(layout=partial(_resample, tokens=rows))
     return fill(path, found, sources, shapes, dtype)
 
 
@@ -320,7 +337,8 @@ def import_weights(
     """Write one checkpoint that `weights.load` reads; returns its configuration.
 
     high and decoder may be the same PaliGemma folder, whose projector comes along. The shapes
-    are the checkpoints' own; everything else is `cfg`'s. New parts start from `cfg.train.seed`.
+    are the checkpoints' own; everything else is `cfg`'s, also the side of the views: positions
+    of a SigLIP of another side (384) are resampled. New parts start from `cfg.train.seed`.
     """
     paths = {"high": high, "low": low, "decoder": decoder}
     if high == decoder:
@@ -328,12 +346,11 @@ def import_weights(
     cfg = config.replace(
         cfg,
         **{
-            "model.high": siglip_shape(high),
+            "model.high": dataclasses.replace(siglip_shape(high), image=cfg.video.high_size),
             "model.low": videoprism_shape(low),
             "model.decoder": gemma_shape(decoder),
         },
     )
-    cfg = config.replace(cfg, **{"video.high_size": cfg.model.high.image})
     words = load_gemma(tokenizer or decoder)
     tensors: Tensors = {}
     for part, path in paths.items():

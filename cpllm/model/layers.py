@@ -61,17 +61,27 @@ def rotate(x: Array, positions: Array, theta: float = 1e4) -> Array:
     return jnp.concatenate(turned, -1).astype(x.dtype)
 
 
+def has_fused(q: Array, softcap: float) -> bool:
+    """Whether cuDNN takes these queries: several, 16 bits, no softcap, H a multiple of 8.
+
+    H is at most 128, or 256 from Hopper on.
+    """
+    device = jax.devices()[0]
+    if softcap or q.dtype.itemsize > 2 or not device.device_kind.startswith("NVIDIA"):
+        return False
+    most = 256 if float(device.compute_capability) >= 9 else 128
+    return q.shape[1] > 1 and q.shape[-1] % 8 == 0 and q.shape[-1] <= most
+
+
 def attend(
     q: Array, k: Array, v: Array, mask: Array | None = None, softcap: float = 0.0
 ) -> Array:
     """softmax(q·kᵀ/√H)·v in q's type, the softmax in float32: [B,T,N,H] → [B,T,N,H].
 
     k, v: [B,S,N_kv,H]; mask: bool[B,T,S], True where query t may look at key s. cuDNN's fused
-    attention where it applies (NVIDIA, 16-bit, no softcap, H ≤ 256 and a multiple of 8), else
-    XLA's own products, which on a CPU cost no more than any other layout we tried.
+    attention where there is one, else XLA's products: on a CPU no other layout was faster.
     """
-    nvidia = jax.devices()[0].device_kind.startswith("NVIDIA")
-    if nvidia and q.dtype.itemsize == 2 and not softcap and q.shape[-1] in range(8, 257, 8):
+    if has_fused(q, softcap):
         heads = None if mask is None else mask[:, None]
         return jax.nn.dot_product_attention(q, k, v, mask=heads, implementation="cudnn")
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])  # queries of one key head
@@ -124,15 +134,22 @@ class Attention(nnx.Module):
             y = y + self.lora[name](x)
         return y.reshape(*x.shape[:-1], -1, self.dim)
 
+    def project(self, x: Array, positions: Array | None = None) -> tuple[Array, Array, Array]:
+        """Queries [B,T,N,H], keys and values [B,T,N_kv,H] of x, turned by its positions [B,T]."""
+        q, k, v = (self._heads(name, x) for name in "qkv")
+        if positions is not None:
+            q, k = rotate(q, positions), rotate(k, positions)
+        return q, k, v
+
+    def join(self, y: Array) -> Array:
+        """What the heads found, [B,T,N,H] → [B,T,D]."""
+        return self.out(y.reshape(*y.shape[:2], -1))
+
     def __call__(
         self, x: Array, mask: Array | None = None, positions: Array | None = None
     ) -> Array:
         """x: [B,T,D]; mask: bool[B,T,S], True where query t may look at key s; positions: [B,T]."""
-        q, k, v = (self._heads(name, x) for name in "qkv")
-        if positions is not None:
-            q, k = rotate(q, positions), rotate(k, positions)
-        y = attend(q, k, v, mask, self.softcap)
-        return self.out(y.reshape(*x.shape[:-1], -1))
+        return self.join(attend(*self.project(x, positions), mask, self.softcap))
 
 
 class Block(nnx.Module):

@@ -17,7 +17,7 @@ class Predictor(nnx.Module):
     Not specified in the paper: how (T_h+T_l)×D inputs become one number. "token" applies
     the MLP to each token and takes the mean; "pooled" takes the means of u and of v first
     (flattening would need millions of inputs). A sigmoid bounds the score without ties. All in
-    float32: bfloat16 would make steps of half a point.
+    float32: bfloat16 would move in steps of nearly half a point.
     """
 
     def __init__(self, width: int, model: config.Model, rngs: nnx.Rngs):

@@ -47,6 +47,12 @@ def resize_grid(positions: Array, rows: int, columns: int) -> Array:
     return grid.reshape(rows * columns, -1)
 
 
+def centre_crop(x: Array, side: int) -> Array:
+    """The middle side×side pixels of [B,H,W,C]."""
+    top, left = (x.shape[1] - side) // 2, (x.shape[2] - side) // 2
+    return x[:, top : top + side, left : left + side]
+
+
 class VideoPrism(nnx.Module):
     """Spatial stack per image, then (if it has layers) a temporal stack over a clip."""
 
@@ -61,33 +67,42 @@ class VideoPrism(nnx.Module):
                 norm(), attention, norm(), MLP(shape.width, shape.mlp, shape.width, gelu, rngs)
             )
 
+        if model.clip_patches and not shape.temporal_layers:
+            raise ValueError("model.clip_patches: needs model.low.temporal_layers, got 0")
         self.shape, self.local_norm = shape, model.local_norm
+        self.crop, self.as_clip = model.crop_patches, model.clip_patches
         self.dtype, self.remat = model.dtype, model.remat
         self.embed = Dense(shape.patch**2 * 3, shape.width, rngs)
         tokens = (shape.image // shape.patch) ** 2
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, shape.width)) * 0.02)
         self.spatial = stack(block, shape.layers, rngs)
         self.spatial_norm = norm()
-        if shape.temporal_layers:  # for `clip`; `__call__` leaves them out
+        if shape.temporal_layers:
             self.times = nnx.Param(
                 jax.random.normal(rngs.params(), (shape.frames, shape.width)) * 0.02
             )
             self.temporal = stack(block, shape.temporal_layers, rngs)
             self.temporal_norm = norm()
 
-    def __call__(self, patches: Array) -> Array:
-        """uint8[B,P,P,3] → float[B,T_l,D_l]; pixels in [0, 1], resized bilinearly to the tower.
+    def __call__(self, patches: Array, present: Array) -> Array:
+        """K patches of each frame, uint8[B,K,P,P,3] → float[B,K,T_l,D_l]; present: bool[B,K].
 
-        A patch is an image to the tower (T=1): the temporal stack is not applied. The paper
-        does not say whether the K patches pass as images or as one clip.
+        Not specified in the paper: whether the patches pass as images or as one clip, and what
+        224 pixels are to tokens of 18. By default a patch is an image, which the temporal layers
+        don't see, scaled bilinearly to the tower's side, where its positions fit as they are.
+        `crop_patches` keeps the pixels, cuts the middle and interpolates the positions instead.
         """
-        x = patches.astype(jnp.float32) / 255
+        b, k, side = patches.shape[:3]
+        x = patches.reshape(b * k, side, side, 3).astype(jnp.float32) / 255
         if self.local_norm:
             x = local_normalise(x)
-        if x.shape[1] != self.shape.image:
-            size = (x.shape[0], self.shape.image, self.shape.image, 3)
-            x = jax.image.resize(x, size, "bilinear")
-        return self.images(x)
+        if self.crop:
+            x = centre_crop(x, side // self.shape.patch * self.shape.patch)
+        elif side != self.shape.image:
+            x = jax.image.resize(x, (b * k, self.shape.image, self.shape.image, 3), "bilinear")
+        x = self.images(x)
+        x = x.reshape(b, k, *x.shape[1:])
+        return self.over_time(x, present) if self.as_clip else x
 
     def images(self, x: Array) -> Array:
         """The spatial stack alone: float[B,H,W,3] in [0, 1] → float[B,T_l,D_l].
@@ -99,17 +114,16 @@ class VideoPrism(nnx.Module):
         x = self.embed(patchify(x, p).astype(self.dtype)) + grid.astype(self.dtype)
         return self.spatial_norm(run(self.spatial, x, remat=self.remat))
 
-    def clip(self, x: Array) -> Array:
-        """Both stacks: float[B,T,H,W,3] in [0, 1] → float[B,T·T_l,D_l], frame by frame.
+    def over_time(self, x: Array, present: Array | None = None) -> Array:
+        """The temporal stack over the T tokens of each place: float[B,T,T_l,D_l] → the same.
 
-        The temporal stack sees the T tokens of one place; it needs `temporal_layers`.
+        present: bool[B,T], the frames that are looked at.
         """
-        b, t = x.shape[:2]
-        x = self.images(x.reshape(b * t, *x.shape[2:]))
-        n, d = x.shape[1:]
-        x = x.reshape(b, t, n, d).swapaxes(1, 2).reshape(b * n, t, d)
+        b, t, n, d = x.shape
         times = self.times[...]
         if t != len(times):
             times = jax.image.resize(times, (t, d), "bilinear")
-        x = self.temporal_norm(run(self.temporal, x + times.astype(x.dtype), remat=self.remat))
-        return x.reshape(b, n, t, d).swapaxes(1, 2).reshape(b, t * n, d)
+        x = x.swapaxes(1, 2).reshape(b * n, t, d) + times.astype(x.dtype)
+        mask = None if present is None else jnp.repeat(present, n, 0)[:, None]
+        x = self.temporal_norm(run(self.temporal, x, mask, remat=self.remat))
+        return x.reshape(b, n, t, d).swapaxes(1, 2)

@@ -56,19 +56,19 @@ def chw(x, low=-1.0):
     return (x / 127.5 - 1 if low else x / 255).movedim(-1, -3)
 
 
-def siglip(folder, seed, width=16, layers=3):
+def siglip(folder, seed, width=16, layers=3, mlp=0, heads=2, side=16, patch=4, batch=2):
     model = randomise(
         SiglipVisionModel(
             SiglipVisionConfig(
-                hidden_size=width, intermediate_size=2 * width + 4, num_hidden_layers=layers,
-                num_attention_heads=2, image_size=16, patch_size=4, vision_use_head=False,
+                hidden_size=width, intermediate_size=mlp or 2 * width + 4, num_hidden_layers=layers,
+                num_attention_heads=heads, image_size=side, patch_size=patch, vision_use_head=False,
                 attn_implementation="eager",
             )
         ),
         seed,
     )  # fmt: skip
     model.save_pretrained(folder)
-    images = image(np.random.RandomState(seed), 2, 16, 16, 3)
+    images = image(np.random.RandomState(seed), batch, side, side, 3)
     return {"images": images}, {"hidden": model(chw(images)).last_hidden_state}
 
 
