@@ -102,10 +102,9 @@ def resolution(frame: pd.DataFrame, within: bool, truth: str = "proxy",
 
 def card(calibration: Calibration, covered: metrics.Estimate, resolutions: Mapping[str, float],
          repeated: Mapping[str, float], truth: str = "VMAF, an FR-proxy (nobody looked)") -> str:
-    """The score card in Markdown.
+    """The score card in Markdown; what was not measured says so.
 
-    `resolutions`: kind of pair → `resolution`; `repeated`: key of `PROMISED` → largest difference
-    measured, in points; what was not measured says so.
+    `resolutions`: kind of pair → `resolution`; `repeated`: key of `PROMISED` → points measured.
     """
     lines = [
         f"**Scale.** 0 to 100, higher is better; a point is one point of {truth}. 20 points are "
@@ -114,17 +113,17 @@ def card(calibration: Calibration, covered: metrics.Estimate, resolutions: Mappi
         f"{calibration.n_items:,} videos of {calibration.n_sources} sources that did not train it.",
         f"**On unseen sources.** It holds the truth for {covered.value:.1%} of a source's videos "
         f"[{covered.low:.1%}, {covered.high:.1%}], over {covered.n_sources} sources. Promised only "
-        "for sources like those that calibrated it.",
-        *(f"**Two videos {kind}.** " + (
-            f"{size:.1f} points apart or more, 9 of 10 pairs are ordered as the truth orders them."
-            if np.isfinite(size) else "No difference orders 9 of 10 pairs as the truth does.")
-          for kind, size in resolutions.items()),
-        *(f"**Same file, {name}.** " + (
-            "Not measured." if name not in repeated else
-            f"At most {repeated[name]:.2g} points apart; promised: "
-            f"{'bit-identical' if limit == 0 else f'{limit:g}'}"
-            f"{', broken' if repeated[name] > limit else ', kept'}.")
-          for name, limit in PROMISED.items())]
+        "for sources like those that calibrated it."]
+    for kind, size in resolutions.items():
+        text = (f"{size:.1f} points apart or more, 9 of 10 pairs are" if np.isfinite(size) else
+                "At no distance are 9 of 10 pairs") + " ordered as the truth orders them."
+        lines.append(f"**Two videos {kind}.** {text}")
+    for name, limit in PROMISED.items():
+        verdict = "broken" if repeated.get(name, 0) > limit else "kept"
+        text = (f"At most {repeated[name]:.2g} points apart; promised: "
+                f"{f'{limit:g}' if limit else 'bit-identical'}, {verdict}." if name in repeated
+                else "Not measured.")
+        lines.append(f"**Same file, {name}.** {text}")
     return "\n".join(f"- {line}" for line in lines)
 
 

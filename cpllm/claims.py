@@ -95,9 +95,10 @@ def claims(profile: str, results: Path | str = "results", draws: int = 2000) -> 
     paper = pd.read_csv(Path(results) / "paper.csv", dtype=str)
     runs = report.read_runs(profile, results).query("split == 'test'")
     tables = [pd.read_csv(p) for p in sorted((Path(results) / profile / "tables").glob("*.csv"))]
+    printed = pd.concat([pd.DataFrame(columns=report.COLUMNS), *tables])
     rows = [{"exhibit": claim.exhibit, "claim": claim.claim, **in_paper(claim, paper),
-             **at_profile(claim, runs, pd.concat([pd.DataFrame(columns=report.COLUMNS), *tables]),
-                          draws), "refuted_by": refutation(claim)} for claim in CLAIMS]
+             **at_profile(claim, runs, printed, draws), "refuted_by": refutation(claim)}
+            for claim in CLAIMS]
     table = pd.DataFrame(rows).astype({"n_sources": "Int64", "seeds": "Int64"})
     records.write_csv(Path(results) / profile / "claims.csv", table)
     return table
@@ -141,14 +142,10 @@ def at_profile(claim: Claim, runs: pd.DataFrame, tables: pd.DataFrame, draws: in
 
 def refutation(claim: Claim) -> str:
     """The test that would refute a claim, in words."""
-    alike = any(a.system == b.system for a, b in claim.duels)
-    duels = dict.fromkeys(f"{a.metric} under {b.metric}" if alike else f"{a.system} over {b.system}"
-                          for a, b in claim.duels)
-    names = list(dict.fromkeys(a.metric for a, _ in claim.duels))
-    where = "" if alike else f" in {' to '.join(names[::max(1, len(names) - 1)])}"
-    return (f"On unseen sources{' with human opinions' if claim.human else ''}: the paired 95% "
-            f"interval of the lead of {' or '.join(duels)}{where} is wholly below "
-            f"{0 - claim.margin:g}{', for two of them at once' * bool(claim.losses)}")
+    rivals = dict.fromkeys(b.system for a, b in claim.duels if b.system != a.system)
+    return (f"On unseen sources{' with human opinions' * claim.human}: a paired 95% interval of "
+            f"the lead{' over ' * bool(rivals)}{' or '.join(rivals)} wholly below "
+            f"{0 - claim.margin:g}{', twice in one column' * bool(claim.losses)}")
 
 
 def _lead(better: Cell, worse: Cell, margin: float, runs: pd.DataFrame, tables: pd.DataFrame,

@@ -6,7 +6,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,26 +19,17 @@ from cpllm import metrics
 
 NUMBERS = ("prediction", "mos", "crf", "proxy", "dmos")
 DMOS = ("SRCC", "PLCC linear", "PLCC logistic")
-UNDEFINED = np.full(2, np.nan)
-SMALLEST, LARGEST = 3, 10_000  # rows for any measure; sources for KRCC, quadratic in them
-UNKNOWN = f"undefined: a constant side, no pairs, no reference; KRCC: over {LARGEST:,} sources"
 CONVENTIONS = {
     "interval": "95%, cluster bootstrap: whole sources are drawn",
     "mos": "higher is better; SRCC, KRCC (tau-b), PLCC over all rows together; RMSE in its units",
     "logistic": "4 parameters, from (max, min, mean, std/4), fitted once to all rows",
-    "dmos": "reference - variant on both sides, so a good model correlates positively; the "
-            "reference is the one row of the ladder that has no level",
+    "dmos": "reference - variant on both sides, so a good model correlates positively; reference: "
+            "the one row of a ladder without a level; no DMOS without one",
     "level": "a higher level never looks better; FR: pairs of one ladder that the prediction "
              "orders wrongly (strict), finds equal (ties), or strict + ties / 2 (half)",
 }
-
-
-class Sample(NamedTuple):
-    """A measure of one model: `metrics.replicates`, and what they rest on."""
-
-    values: NDArray
-    n_sources: int
-    n_items: int
+Sample = tuple[NDArray, int, int]
+"""A measure of one model: `metrics.replicates`, sources, and rows or pairs of a seed."""
 
 
 def read(path: Path | str, video: str = "video", **columns: str | None) -> pd.DataFrame:
@@ -56,15 +47,17 @@ def read(path: Path | str, video: str = "video", **columns: str | None) -> pd.Da
         raise ValueError(f"{path}: no column {', '.join(absent)}; has {', '.join(table)}")
     frame = pd.DataFrame({name: table[column] for name, column in wanted.items()})
     for name in wanted:
-        value = pd.to_numeric(frame[name], errors="coerce") if name in NUMBERS else frame[name]
+        value = frame[name]
+        if name in NUMBERS:
+            value = pd.to_numeric(value, errors="coerce").replace([np.inf, -np.inf], np.nan)
         bad = value.isna() & (frame[name].notna() | (name not in ("crf", "codec", "dmos")))
-        if (bad := bad | (np.isinf(value) if name in NUMBERS else False)).any():
+        if bad.any():
             names = ", ".join(map(str, frame.video[bad][:3]))
             raise ValueError(f"{path}: column {wanted[name]}: {bad.sum()} of {len(frame)} rows are "
                              f"blank or no number (first: {names})")
         frame[name] = value
-    if len(frame) < SMALLEST:
-        raise ValueError(f"{path}: {len(frame)} rows; a correlation needs {SMALLEST} or more")
+    if len(frame) < 3:
+        raise ValueError(f"{path}: {len(frame)} rows; a correlation needs 3 or more")
     if "crf" in frame and "source" not in frame:
         raise ValueError(f"{path}: levels are compared within a source; name its column as well")
     frame = frame if "source" in frame else frame.assign(source=frame.video)
@@ -85,23 +78,21 @@ def measure(frame: pd.DataFrame, draws: int = 2000) -> dict[str, Sample]:
     if "crf" in frame:
         rows = metrics.differential(frame, "mos")
         cells += [(f"DMOS {name}", rows, partial(job, truth="mos"), len(rows))
-                  for name, job in jobs.items() if name in DMOS]
+                  for name, job in jobs.items() if name in DMOS and len(rows)]
         cells += _flip_cells(frame)
     seeds = frame.seed.nunique() if "seed" in frame else 1
-    return {name: Sample(
-        UNDEFINED if rows.empty or (name == "KRCC" and rows.source.nunique() > LARGEST) else
-        metrics.replicates(rows, job, draws, seed=0), rows.source.nunique(), items // seeds)
-        for name, rows, job, items in cells}
+    return {name: (metrics.replicates(rows, job, draws), rows.source.nunique(), items // seeds)
+            for name, rows, job, items in cells}
 
 
 def _flip_cells(frame: pd.DataFrame) -> list[tuple]:
     """(measure, rows, Statistic, pairs) of each flip rate: by difference, in all, by gap, codec."""
     pairs = metrics.flip_pairs(frame)
-    chosen = [(f"diff={d:g}", frame, {"diff": d}, sum(pairs["diff"] == d))
+    chosen = [(f"diff={d:g}", frame, {"diff": d}, (pairs["diff"] == d).sum())
               for d in sorted(pairs["diff"].unique())]
     chosen.append(("all pairs", frame, {}, len(pairs)))
-    chosen += [(name, frame, {"gap": (low, high)}, sum((pairs.gap >= low) & (pairs.gap < high)))
-               for name, (low, high) in metrics.STRATA.items() if "proxy" in frame]
+    chosen += [(name, frame, {"gap": gap}, pairs.gap.between(*gap, inclusive="left").sum())
+               for name, gap in metrics.STRATA.items() if "proxy" in frame]
     if "codec" in pairs and pairs.codec.nunique() > 1:
         chosen += [(codec, frame[frame.codec == codec], {}, len(rows))
                    for codec, rows in pairs.groupby("codec")]
@@ -117,9 +108,10 @@ def table(samples: dict[str, Sample], against: dict[str, Sample] | None = None) 
     """
     rows = {}
     for name, (values, n, items) in samples.items():
-        found = (metrics.contrast(values, against[name].values, n) if against else
+        found = (metrics.contrast(values, against[name][0], n) if against else
                  metrics.estimate(values, n))
-        status = (UNKNOWN if np.isnan(found.value) else "ok" if np.isfinite(found.low) else
+        status = ("undefined: a constant side, or no pairs" if np.isnan(found.value) else
+                  "ok" if np.isfinite(found.low) else
                   "no interval: one source" if n < 2 else "no interval: undefined in some draws")
         rows[name] = {"value": found.value, "ci_low": found.low, "ci_high": found.high,
                       **({"p": found.p} if against else {}),

@@ -26,8 +26,8 @@ Statistic = Callable[[pd.DataFrame, NDArray], NDArray]
 j-th of the sorted sources occurs in the resample; all ones is the sample itself."""
 
 
-STRATA = {"gap < 2": (-np.inf, 2), "2 <= gap < 6": (2, 6), "gap >= 6": (6, np.inf)}
-"""FR-proxy gaps of a pair, in points of 0–100, that flip rates are told apart by."""
+STRATA = {"gap below 2": (-np.inf, 2), "gap 2 to 6": (2, 6), "gap from 6": (6, np.inf)}
+"""FR-proxy gaps of a pair, [low, high) points of 0–100, that flip rates are told apart by."""
 
 
 class FlipRate(NamedTuple):
@@ -192,7 +192,7 @@ def flips(frame: pd.DataFrame, counts: NDArray, diff: float | None = None, kind:
     """
     pairs = flip_pairs(frame, diff, truth)
     if gap:
-        pairs = pairs[(pairs.gap >= gap[0]) & (pairs.gap < gap[1])]
+        pairs = pairs[pairs.gap.between(*gap, inclusive="left")]
     wrong = {"strict": pairs.flip, "ties": pairs.tie, "half": pairs.flip + pairs.tie / 2}[kind]
     sums = pd.DataFrame({"wrong": wrong.astype(float), "pairs": 1.0}).groupby(pairs.source).sum()
     sums = sums.reindex(np.unique(frame.source), fill_value=0.0)
@@ -215,9 +215,12 @@ def pooled_krcc(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy") -> N
     """KRCC (tau-b) over all rows as a Statistic, from concordances between sources.
 
     With C[s, t] = Σ sign(xᵢ − xⱼ) sign(yᵢ − yⱼ) over rows i of s and j of t, a resample with
-    counts w has P − Q = wᵀCw / 2; rows drawn twice tie with themselves and add nothing.
+    counts w has P − Q = wᵀCw / 2; rows drawn twice tie with themselves and add nothing. NaN with
+    over 10,000 sources, whose C would take 400 MB and more.
     """
     names, source = np.unique(frame.source, return_inverse=True)
+    if len(names) > 10_000:
+        return np.full(len(counts), np.nan)
     order = np.argsort(source, kind="stable")
     source, (x, y) = source[order], (v[order] for v in _columns(frame[truth], frame.prediction))
     starts = np.flatnonzero(np.r_[True, np.diff(source) > 0])
@@ -330,7 +333,8 @@ def match(first: pd.DataFrame, second: pd.DataFrame
     return first[first.video.isin(joined.video)], joined, tuple(only)
 
 
-def replicates(frame: pd.DataFrame, statistic: Statistic, draws: int, seed: int) -> NDArray:
+def replicates(frame: pd.DataFrame, statistic: Statistic, draws: int = 2000,
+               seed: int = 0) -> NDArray:
     """float[1 + draws]: the statistic of the sample, then of each resample; seeds averaged."""
     check(frame)
     runs = frame.groupby(frame.get("seed", np.zeros(len(frame))))
@@ -345,7 +349,7 @@ def _resamples(n: int, draws: int, seed: int) -> NDArray:
 
 
 def _interval(values: ArrayLike, n: int) -> tuple[float, float]:
-    if n < 2:
+    if n < 2 or not len(values):
         return float("nan"), float("nan")
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
     low, high = np.quantile(values, [tail, 1 - tail])

@@ -1,18 +1,24 @@
 """`cpllm evaluate`: anyone's predictions as a CSV, judged, compared, or refused by name."""
 
 import json
+import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from test_report import save_run
 
 from cpllm import cli, metrics
 
-DOVER = Path(__file__).parent.parent / ".." / "shared" / "predictions"
+ROOT = Path(__file__).parent.parent
+DOVER = ROOT / ".." / "shared" / "predictions"
 
 
 @pytest.fixture
@@ -135,7 +141,8 @@ def test_a_constant_model_and_a_single_source_are_stated_and_no_number(capsys, c
     assert one["SRCC"]["status"] == "no interval: one source"
     short = frame[frame.step.notna()]
     lacking = measures(capsys, csv(short), "--source", "film", "--level", "step", "--codec", "kind")
-    assert lacking["measures"]["DMOS SRCC"]["value"] is None
+    assert "DMOS SRCC" not in lacking["measures"]
+    assert "no DMOS without one" in lacking["conventions"]["dmos"]
 
 
 @pytest.mark.parametrize("spoil, words, message", [
@@ -188,3 +195,47 @@ def test_a_real_models_outputs_give_its_published_numbers(capsys, split, srcc, p
         found = metrics.bootstrap(frame, lambda f, c, s=statistic: s(f, c, "mos"), draws=100)
         assert found.value == pytest.approx({"SRCC": srcc, "PLCC": plcc}[name], abs=1e-3)
         assert found.low < found.value < found.high
+
+
+def cells(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+
+
+def play(name, monkeypatch, **parameters):
+    """A notebook's variables after its code cells have run, here, with other parameters."""
+    monkeypatch.chdir(ROOT / "notebooks")
+    space = {}
+    with plt.rc_context({"backend": "agg"}):
+        for cell in (c for c in cells(name) if c.cell_type == "code"):
+            exec(cell.source, space)
+            if "parameters" in cell.metadata.get("tags", []):
+                space |= parameters
+    plt.close("all")
+    return space
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_the_notebooks_run_without_published_predictions_and_say_what_was_not_run(
+        tmp_path, monkeypatch, runs):
+    shutil.copy(ROOT / "results" / "paper.csv", tmp_path)
+    for seed in (0, 1) if runs else ():
+        save_run(tmp_path, "default", seed, noise=5)
+    shown = play("60_evaluate", monkeypatch, results=str(tmp_path), draws=20,
+                 published=str(tmp_path / "none.csv"))
+    assert shown["who"] == "a made file" and shown["rows"]["SRCC"]["value"] > 0
+    assert ("± " in shown["text"] and "at 75%" in shown["text"]) if runs else \
+        shown["text"] == "not run"
+    assert ("FR diff=2" in shown["ours"].index) == runs
+    claimed = play("70_claims", monkeypatch, results=str(tmp_path), draws=20)
+    assert (claimed["low"], claimed["high"]) == pytest.approx((0.0284, 0.0339), abs=1e-4)
+    assert claimed["rates"].mean() == pytest.approx(0.0497, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["60_evaluate", "70_claims"])
+def test_the_notebooks_have_flat_parameters_and_a_sentence_before_each_cell(name):
+    all_cells = cells(name)
+    (parameters,) = [c for c in all_cells if "parameters" in c.metadata.get("tags", [])]
+    assert parameters.source.startswith('profile = "smoke"\nresults = "../results"')
+    assert not any("def " in c.source for c in all_cells if c.cell_type == "code")
+    for before, cell in pairwise(all_cells):
+        assert cell.cell_type != "code" or before.cell_type == "markdown"
