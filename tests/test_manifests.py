@@ -1,5 +1,6 @@
 """Readers and checks of the sets that users bring; made clips always, real rows where they are."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -165,6 +166,12 @@ def test_a_score_outside_of_the_sets_range_is_refused_with_its_row(tmp_path, mos
     path.write_text(f"a.mp4, -1, -1, 50\nb.mp4, -1, -1, {mos}\n")
     with pytest.raises(ManifestError, match=r"row 2 \(b\), column mos: .* 0 to 100"):
         datasets.rows(path, datasets.card("lsvq"))
+
+
+def test_where_lower_is_better_quality_is_turned_round(tmp_path):
+    card = dataclasses.replace(datasets.card("lsvq"), mos=datasets.Scale(1, 5, "lower"))
+    (tmp_path / "lsvq_test.txt").write_text("a.mp4, -1, -1, 1\nb.mp4, -1, -1, 4\n")
+    assert datasets.rows(tmp_path / "lsvq_test.txt", card)["quality"].tolist() == [100.0, 25.0]
 
 
 def test_a_clip_named_twice_is_refused(root):
