@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     ladders = verb("lint-ladder", lint_ladders, "Find duplicate, drifting or disordered encodes.")
     ladders.add_argument("path", type=Path, metavar="FOLDER|MANIFEST.csv",
                          help="clips named like scene@crf31.mp4, or a manifest of such")
-    notes = verb("annotate", annotate_clips, "Let Gemini describe a manifest's originals.")
+    notes = verb("annotate", annotate_clips, "Let Gemini describe a training set's originals.")
     notes.add_argument("manifest", type=Path, metavar="MANIFEST")
     notes.add_argument("--root", type=Path, metavar="DIR", help="default: the manifest's folder")
     notes.add_argument("--out", type=Path, metavar="FILE.jsonl",

@@ -64,14 +64,14 @@ def server(monkeypatch):
 
 @pytest.fixture
 def place(tmp_path):
-    """Four different clips and their manifest."""
-    for i in range(4):
-        ladder.encode(made_frames(seed=i), tmp_path / f"c{i}.mp4", 31, 25)
-    names = [f"c{i}" for i in range(4)]
+    """Four different training clips, one of a test set, and their manifest."""
+    names = [f"c{i}" for i in range(5)]
+    for i, name in enumerate(names):
+        ladder.encode(made_frames(seed=i), tmp_path / f"{name}.mp4", 31, 25)
     table = pd.DataFrame({
         "video": names, "path": [f"{n}.mp4" for n in names], "scene": names, "source": names,
-        "family": "x", "split": "train", "dataset": "x", "role": "original", "mos": 50,
-        "quality": 50.0, "width": 128, "height": 96})
+        "family": "x", "split": ["train"] * 4 + ["test"], "dataset": "x",
+        "role": "original", "mos": 50, "quality": 50.0, "width": 128, "height": 96})
     manifests.write(table, tmp_path / "manifest.csv")
     return tmp_path
 
@@ -135,7 +135,7 @@ def test_a_refused_key_stops_the_run_and_never_shows(server, place, capsys, monk
     assert run(place, "--yes", "--workers", "1") == 2
     out, err = capsys.readouterr()
     assert "2 requests in a row failed" in err and "no 403" in err
-    assert len(server.seen) < 4
+    assert "described" not in out.splitlines()[-1]
     assert SECRET not in out + err
 
 

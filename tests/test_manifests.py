@@ -1,5 +1,6 @@
 """Readers and checks of the sets that users bring; made clips always, real rows where they are."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 
 from cpllm import cli
-from cpllm.data import datasets, manifests
+from cpllm.data import datasets, ladder, manifests
 from cpllm.data.manifests import ManifestError
+from tests.conftest import made_frames
 
 LABELS = Path(__file__).resolve().parents[2] / "shared" / "labels"
 
@@ -167,6 +169,12 @@ def test_a_score_outside_of_the_sets_range_is_refused_with_its_row(tmp_path, mos
         datasets.rows(path, datasets.card("lsvq"))
 
 
+def test_where_lower_is_better_quality_is_turned_round(tmp_path):
+    card = dataclasses.replace(datasets.card("lsvq"), mos=datasets.Scale(1, 5, "lower"))
+    (tmp_path / "lsvq_test.txt").write_text("a.mp4, -1, -1, 1\nb.mp4, -1, -1, 4\n")
+    assert datasets.rows(tmp_path / "lsvq_test.txt", card)["quality"].tolist() == [100.0, 25.0]
+
+
 def test_a_clip_named_twice_is_refused(root):
     texts(root)[0].write_text("ia-batch1/clip3.mp4, -1, -1, 50\n")
     with pytest.raises(ManifestError, match=r"ia-batch1_clip3.*occurs once"):
@@ -209,15 +217,17 @@ def test_a_clip_that_was_exchanged_is_noticed_by_its_size(capsys, root):
     assert code == 1 and "clip0.mp4: expected" in out and "bytes as in the manifest" in out
 
 
-def test_damage_inside_a_clip_is_found_by_decoding_all_of_it(capsys, root):
+def test_damage_inside_a_clip_is_found_by_decoding_all_of_it(root):
     path = root / "ia-batch1" / "clip0.mp4"
+    ladder.encode(made_frames(), path, 10, 25)
     data = bytearray(path.read_bytes())
-    start = data.index(b"mdat") + 4
-    data[start + 2000:start + 6000] = b"\xff" * 4000
+    middle = data.index(b"mdat") + len(data) // 2
+    data[middle:middle + 4000] = b"\xff" * 4000
     path.write_bytes(data)
-    _, found = datasets.inspect(datasets.rows(root / "lsvq_train.txt", datasets.card("lsvq")),
-                                root, decode=True, progress=False)
-    assert list(found) == ["ia-batch1/clip0.mp4"]
+    table = datasets.rows(root / "lsvq_train.txt", datasets.card("lsvq"))
+    _, shallow = datasets.inspect(table, root, progress=False)
+    _, deep = datasets.inspect(table, root, decode=True, progress=False)
+    assert (list(shallow), list(deep)) == ([], ["ia-batch1/clip0.mp4"])
 
 
 def test_the_wrong_folder_is_refused_with_how_to_obtain_the_set(capsys, root, tmp_path_factory):

@@ -88,9 +88,10 @@ def read(path: Path) -> list[dict]:
 
 
 def missing(rows: pd.DataFrame, out: Path, model: str) -> pd.DataFrame:
-    """Originals that `out` holds no description of by this model."""
+    """Training originals that `out` holds no description of by this model."""
     done = {line["video"] for line in read(out) if line["model"] == model}
-    return rows[(rows["role"] == "original") & ~rows["video"].isin(done)]
+    needed = (rows["role"] == "original") & (rows["split"] == "train")
+    return rows[needed & ~rows["video"].isin(done)]
 
 
 def annotate(rows: pd.DataFrame, root: Path, out: Path, model: str = MODEL, rpm: float = 15,
