@@ -176,12 +176,13 @@ def test_a_step_moves_exactly_the_trainable_leaves(regime, frames):
     }  # fmt: skip
     # One B of LoRA is zero, so A moves from the second step on: take two.
     tx = train.optimizer(dataclasses.replace(config.smoke().train, schedule="constant"))
-    step, state = train.make_step(graph, tx, (1.0, 1.0, 1.0)), tx.init(params)
+    step, state = train.make_step(graph, tx, (1.0, 1.0, 1.0)), train.State(params, tx.init(params))
     before = jax.tree.map(np.array, nnx.to_pure_dict(params))
     kept = jax.tree.map(np.array, nnx.to_pure_dict(frozen))
     for _ in range(2):
-        params, state, _ = step(params, frozen, state, batch)
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, nnx.to_pure_dict(params))
+        state, _ = step(state, frozen, batch)
+    after = nnx.to_pure_dict(state.params)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
     assert all(jax.tree.leaves(moved)), [
         jax.tree_util.keystr(k) for k, m in jax.tree_util.tree_leaves_with_path(moved) if not m
     ]

@@ -139,5 +139,5 @@ def test_a_cosine_schedule_warms_up_and_ends_at_zero():
 
 
 def test_a_warm_up_as_long_as_the_training_is_refused():
-    with pytest.raises(ValueError, match="expected fewer than 6 steps, got 6"):
+    with pytest.raises(ValueError, match=r"train\.warmup: expected fewer than 6, got 6"):
         train.optimizer(config.replace(CFG, warmup=6).train)
