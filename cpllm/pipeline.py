@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,16 +119,14 @@ def score_runs(profile: str, _fresh: bool = False) -> None:
     columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in baselines.BASELINES))}
     watch = partial(_watch, folder=DATA / profile, cfg=preset(profile).video)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        scenes = [rows.to_dict("records") for _, rows in table.groupby("scene", sort=False)]
-        for rows in track(scenes, "scoring scenes", console=console):
-            for inputs, trivial in pool.map(watch, rows):
-                for run_id, scorer in scorers.items():
-                    columns[run_id].append(scorer.frame_scores(inputs).mean(dtype=np.float64))
-                for name, value in trivial.items():
-                    columns[f"{name}-s0"].append(value)
-    rows = pd.concat([rows for _, rows in table.groupby("scene", sort=False)])
+        seen = _ahead(pool, watch, table.to_dict("records"))
+        for inputs, trivial in track(seen, "scoring videos", len(table), console=console):
+            for run_id, scorer in scorers.items():
+                columns[run_id].append(scorer.frame_scores(inputs).mean(dtype=np.float64))
+            for name, value in trivial.items():
+                columns[f"{name}-s0"].append(value)
     for run_id, predictions in columns.items():
-        _record(profile, run_id, manifests.prediction_rows(rows).assign(prediction=predictions))
+        _record(profile, run_id, manifests.prediction_rows(table).assign(prediction=predictions))
     for name in baselines.BASELINES:
         folder = records.run_folder(RESULTS, profile, f"{name}-s0")
         records.write_json(folder / "config.json", {"baseline": name, "profile": profile})
@@ -145,6 +144,17 @@ def _scorers(profile: str) -> dict[str, Scorer]:
     if shipped and not found[shipped].exists():
         found[shipped] = DEFAULT
     return {run_id: load(path) for run_id, path in found.items() if path.exists()}
+
+
+def _ahead(pool: Executor, job: Callable, items: Iterable, ahead: int = 8) -> Iterator:
+    """Results in order, those of the next `ahead` items in the making meanwhile."""
+    waiting: deque[Future] = deque()
+    for item in items:
+        waiting.append(pool.submit(job, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _watch(row: dict, folder: Path, cfg: config.Video) -> tuple[Batch, dict[str, float]]:
