@@ -23,7 +23,7 @@ class Data:
     train_scenes: int = 64  # with a ladder each
     validation_scenes: int = 24
     test_scenes: int = 40
-    singles: tuple[int, ...] = (400, 60, 150)  # without: train, validation, each test set
+    singles: tuple[int, ...] = (400, 60, 120)  # without: train, validation, each test set
     distorted: int = 3  # faulty originals of a scene with a ladder; in test one at most
     frames: int = 12
     max_lines: int = 1080  # upper bound on the short side of a clip
