@@ -71,8 +71,8 @@ NOTEBOOKS = {
         Notebook("20_train"),
         Notebook(
             "30_table3", (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py")),
-        Notebook("60_evaluate", (*RUNS, "cpllm/metrics.py", "cpllm/evaluation.py",
-                                 "cpllm/calibrate.py", "cpllm/report.py")),
+        Notebook("60_evaluate", (*RUNS, "results/{profile}/repeatability.json", "cpllm/metrics.py",
+                                 "cpllm/evaluation.py", "cpllm/calibrate.py", "cpllm/report.py")),
         Notebook("70_claims", (*RUNS, "results/{profile}/tables/*.csv", "results/paper.csv",
                                "cpllm/metrics.py", "cpllm/claims.py", "cpllm/report.py")),
     )

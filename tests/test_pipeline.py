@@ -1,5 +1,6 @@
 """The stages of a profile, on two made scenes; the whole smoke profile under `make test-slow`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 from scipy import ndimage
 
-from cpllm import baselines, config, pipeline
+from cpllm import baselines, calibrate, config, pipeline
 from cpllm.data import ladder, manifests, text
 from cpllm.infer import Scorer
 from cpllm.model.cpllm import CPLLM
@@ -56,6 +57,9 @@ def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place
     assert set(whole["split"]) == {"validation", "test"}
     assert whole["video"].is_unique
     assert whole.loc[whole["role"] == "original", "crf"].isna().all()
+    repeated = json.loads((place / "results" / "smoke" / "repeatability.json").read_text())
+    assert repeated["points"].keys() == calibrate.PROMISED.keys()
+    assert all(repeated["points"][k] <= most for k, most in calibrate.PROMISED.items())
     one = table[table["split"] == "test"].iloc[0]["video"]
     assert whole.set_index("video").loc[one, "prediction"] == pytest.approx(
         scorer.score(place / "data" / "smoke" / f"{one}.mp4").score, rel=1e-5
