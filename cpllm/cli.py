@@ -68,6 +68,8 @@ def parser() -> argparse.ArgumentParser:
     data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
     data.add_argument("--check", action="store_true",
                       help="only check what is there, against itself and the committed manifest")
+    data.add_argument("--commit", action="store_true",
+                      help="then let data_manifests/<profile> hold what was made (maintainers)")
     again = verb("labels", check_labels, "Measure the clips' labels again; compare the committed.")
     for sub in (data, again):
         sub.add_argument("--splits", nargs="+", default=SPLITS, choices=SPLITS)
@@ -213,9 +215,12 @@ def build_data(args: argparse.Namespace) -> int:
     Clips that only differ from the committed manifest are another machine's, not bad.
     """
     from cpllm import pipeline
+    from cpllm.data import ladder
 
     if not args.check:
-        pipeline.build_data(args.profile, args.splits, args.scheduler)
+        table = pipeline.build_data(args.profile, args.splits, args.scheduler)
+        if args.commit:
+            ladder.commit_manifest(table, ladder.COMMITTED / args.profile)
         return 0
     table, bad, differing = pipeline.check_data(args.profile, args.splits)
     print("\n".join([*(f"{video}: {fault}" for video, fault in bad.items()), *differing,

@@ -397,7 +397,7 @@ def _spread(jobs, workers, scheduler) -> Iterator[tuple]:
 
     with contextlib.ExitStack() as stack:
         here = scheduler or stack.enter_context(LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None))
+            n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0"))
         client = stack.enter_context(Client(here))
         scene = {client.submit(_try, *job, pure=False): job[1] for job in jobs}
         for future in as_completed(scene):
