@@ -15,7 +15,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from cpllm import baselines, config, records, sweep
+from cpllm import baselines, config, grid, records, sweep
 from cpllm.data import ladder, manifests, video
 from cpllm.data.batches import Batch, model_inputs
 
@@ -92,6 +92,46 @@ def train_runs(profile: str, fresh: bool) -> None:
         if run_id == _shipped(profile):
             DEFAULT.parent.mkdir(exist_ok=True)
             shutil.copyfile(_trained(profile, run_id), DEFAULT)
+
+
+def train_grids(
+    profile: str, names: Sequence[str], rows: Sequence[str] = (), fresh: bool = False,
+    stale: bool = False, dry_run: bool = False, workers: int | None = None,
+    scheduler: str | None = None,
+) -> None:
+    """Train the runs of grids (of these rows) that are missing or were made otherwise.
+
+    stale: those by older code too; fresh: all. `GridError` names the runs that failed.
+    """
+    preset(profile)
+    runs = {r.run_id: r for name in names for r in grid.read(name, profile, sweep.ROOT)
+            if not rows or r.run_id.rpartition("-s")[0] in rows}
+    table = grid.plan(list(runs.values()), profile, sweep.ROOT)
+    wanted = {grid.MISSING, grid.CHANGED} | {grid.OLDER} * stale
+    again = [name for name, found in zip(table["run"], table["status"], strict=True)
+             if fresh or found in wanted]
+    grid.show(table, again, workers or len(os.sched_getaffinity(0)))
+    if again and not dry_run:
+        _prepare(profile, [runs[name].cfg for name in again])
+        failed = grid.execute([runs[n] for n in again], profile, sweep.ROOT, workers, scheduler)
+        if failed:
+            raise grid.GridError("\n".join([f"{len(failed)} of {len(again)} runs failed", *(
+                f"{name}: {error}" for name, error in failed.items())]))
+
+
+def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
+    """What runs side by side only read: clips, decoded frames, pretrained towers."""
+    from cpllm import pretrain, train
+
+    data = DATA / profile
+    if not (data / "manifest.csv").exists():
+        build_data(profile)
+    rows = manifests.read(data / "manifest.csv").query("split == 'train'")
+    for cfg in {train.store(data, cfg): cfg for cfg in cfgs}.values():
+        batches.store_frames(rows, data, train.store(data, cfg), cfg)
+    for cfg in cfgs:
+        if cfg.train.pretrained:
+            pretrain.ensure(cfg, data)
 
 
 def _shipped(profile: str) -> str | None:

@@ -6,7 +6,6 @@ alone; choices are made on `validation_summary`. What has not been run prints "n
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
 from pathlib import Path
@@ -66,7 +65,7 @@ def read_runs(profile: str, results: Path | str = "results") -> pd.DataFrame:
     frames = [pd.DataFrame(columns=["run", "system", "seed", "split"])]
     for folder in _folders(profile, results):
         system, suffix = re.fullmatch(r"(.+?)(?:-s(\d+))?", folder.name).groups()
-        recorded = _json(folder / "config.json").get("train", {}).get("seed")
+        recorded = records.read_json(folder / "config.json").get("train", {}).get("seed")
         seed = int(suffix) if suffix else recorded or 0
         if recorded not in (None, seed):
             raise ValueError(f"{folder}: its config.json has train.seed {recorded}; rename the "
@@ -190,7 +189,8 @@ def provenance(profile: str, results: Path | str = "results", **parameters: obje
     """Print the notebook's parameters and what each run recorded about its origin."""
     print(f"profile={profile}", *(f"{key}={value}" for key, value in parameters.items()))
     for folder in (folders := _folders(profile, results)):
-        facts = dict.fromkeys(RECORDED, "not recorded") | _json(folder / "provenance.json")
+        made = records.read_json(folder / "provenance.json")
+        facts = dict.fromkeys(RECORDED, "not recorded") | made
         facts |= facts.pop("versions", {})
         print(f"{folder.name}: " + " · ".join(f"{key} {value}" for key, value in facts.items()))
     if not folders:
@@ -254,7 +254,3 @@ def _plural(n: float, noun: str) -> str:
 
 def _folders(profile: str, results: Path | str) -> list[Path]:
     return sorted(p for p in (Path(results) / profile / "runs").glob("[!.]*") if p.is_dir())
-
-
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}

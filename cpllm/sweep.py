@@ -84,12 +84,14 @@ NOTEBOOKS = {
 
 
 def run_notebook(
-    source: Path, output: Path, parameters: Mapping[str, Any], inputs: Iterable[Path] = ()
+    source: Path, output: Path, parameters: Mapping[str, Any], inputs: Iterable[Path] = (),
+    tell: Callable[[str], Any] | None = None,
 ) -> None:
     """Execute `source` with `parameters` in this interpreter's environment; write `output` whole.
 
     Cells run in the notebook's own folder, as they do in Jupyter. A failure leaves the partial
-    notebook in `<name>.failed.ipynb` beside `output`, and an older `output` as it was.
+    notebook in `<name>.failed.ipynb` beside `output`, and an older `output` as it was. `tell` gets
+    the lines that a progress bar else shows.
     """
     import nbformat
     import papermill
@@ -104,18 +106,19 @@ def run_notebook(
     output.parent.mkdir(parents=True, exist_ok=True)
     cells = sum(c.cell_type == "code" for c in notebook.cells) + bool(parameters)
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="cpllm-") as scratch, _progress() as bar:
+    with tempfile.TemporaryDirectory(prefix="cpllm-") as scratch, _progress(tell) as bar:
         partial = Path(scratch) / source.name
         task = bar.add_task(source.stem, total=cells, line="")
         now = {"line": ""}
+        say = tell or (lambda line: bar.update(task, line=line))
 
         def starts(cell: Any, cell_index: int) -> None:
             del cell_index
             now["line"] = next((s for s in cell.source.splitlines() if s.strip()), "")
-            bar.update(task, line=now["line"])
+            say(now["line"])
 
         # Unix sockets: papermill's TCP ports can be taken by another kernel before ours binds them.
-        tail = _Tail(lambda line: bar.update(task, line=line))
+        tail = _Tail(say)
         ipc = {"transport": "ipc", "ip": str(Path(scratch) / "kernel")}
         try:
             tail.attach()
@@ -344,10 +347,11 @@ def _machine_names() -> list[tuple[re.Pattern[str], str]]:
     return cell + paths + named
 
 
-def _progress() -> Progress:
+def _progress(tell: Callable | None) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.fields[line]}", markup=False), console=console, transient=True,
+        disable=tell is not None,
     )
 
 

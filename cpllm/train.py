@@ -305,7 +305,7 @@ def validation_look(rows: pd.DataFrame, videos: Path) -> Callable[[Scorer], dict
     return look
 
 
-def _store(data: Path, cfg: config.Config) -> Path:
+def store(data: Path, cfg: config.Config) -> Path:
     """Folder of decoded frames, by what their decoding depends on."""
     size = f"{cfg.video.fit_width}x{cfg.video.fit_height}{'+' * cfg.video.enlarge}"
     return data / f"frames-{cfg.train.frames}-{size}"
@@ -328,7 +328,7 @@ def run(
     kept = records.checkpoints(data, run_id)
     if not resume:
         shutil.rmtree(kept, ignore_errors=True)
-    done = fit(cfg, rows["train"], data, _store(data, cfg), look, kept, fsdp)
+    done = fit(cfg, rows["train"], data, store(data, cfg), look, kept, fsdp)
     numbers = done.history.iloc[-1].to_dict()
     if jax.process_index() == 0:
         done.scorer.save(data / "weights" / f"{run_id}.safetensors")
