@@ -134,6 +134,18 @@ class Train:
     save_every: int = 250  # steps between checkpoints
     keep: int = 2  # newest checkpoints that stay, beside the best
     accumulate: int = 1  # batches whose gradients make one update
+    pretrained: bool = False  # high tower and decoder start as `cpllm.pretrain` left them
+    select_scenes: int = 0  # validation scenes that a look scores; 0: all
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """What stands in for public checkpoints: see `cpllm.pretrain`."""
+
+    view_steps: int = 600  # of the high tower, on frames and captions
+    text_steps: int = 400  # of the decoder, on descriptions
+    batch: int = 64
+    learning_rate: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -145,6 +157,7 @@ class Config:
     train: Train
     video: Video = field(default_factory=Video)
     data: Data = field(default_factory=Data)
+    pretrain: Pretrain = field(default_factory=Pretrain)
     seeds: tuple[int, ...] = (0, 1, 2)  # of the tables; the first gives the default weights
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,6 +191,7 @@ def smoke() -> Config:
             predictor_hidden=32,
             local_norm=True,
         ),
+        pretrain=Pretrain(view_steps=30, text_steps=30, batch=16),
         train=Train(
             steps=60, batch=8, learning_rate=2e-3, schedule="cosine", warmup=10, clip_norm=1.0,
             max_text=88, augment=True, select_every=30,
@@ -225,12 +239,34 @@ def paper() -> Config:
 
 PRESETS = {"smoke": smoke, "pocket": pocket, "paper": paper}
 
+REGIME = {
+    "train.pretrained": True, "model.high_finetune": "frozen",
+    "model.decoder_finetune": "lora", "model.lora_rank": 4,
+}
+"""The paper's fine-tuning, from towers pretrained here."""
+
+TABLE: dict[str, dict[str, Any]] = {
+    "smoke": REGIME,
+    "pocket": {
+        **REGIME, "train.steps": 300, "train.patches": 4, "train.select_scenes": 12,
+        "train.select_every": 300, "train.save_every": 300, "train.warmup": 30,
+        "video.key_frames": 2, "video.patches": 8,
+    },
+    "paper": {},
+}
+"""The `table` recipe: changes to a preset with which every row of Tables 1, 2 and 4 is trained."""
+
 
 def preset(profile: str) -> Config:
     """The configuration of a profile; ValueError names the known ones."""
     if profile not in PRESETS:
         raise ValueError(f"profile: expected one of {', '.join(PRESETS)}; got {profile!r}")
     return PRESETS[profile]()
+
+
+def table(profile: str) -> Config:
+    """The preset under the `table` recipe; a row of a table differs in what the row names."""
+    return replace(preset(profile), **TABLE[profile])
 
 
 def from_dict(values: dict[str, Any], cls: type = Config, at: str = "config") -> Any:
