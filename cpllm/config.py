@@ -104,6 +104,7 @@ class Model:
     predictor_hidden: int = 256
     crop_patches: bool = False  # to whole tokens, 224 → 216 pixels; else resized
     clip_patches: bool = False  # a frame's patches as one clip, through the temporal layers
+    encoders: str = "both"  # both | high | low: whose tokens predictor and decoder get
     local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
     dtype: str = "float32"  # of products and activations; weights, norms, softmax stay float32
     remat: bool = False  # recompute each block in the backward pass instead of keeping it

@@ -199,13 +199,15 @@ def _run(row: str, recipe: str, changes: dict[str, Any], seed: int, profile: str
 
 def _train(run: Run, profile: str, root: Path) -> float:
     """Train one run, maybe as a dask worker's task; the seconds that it took."""
-    folder = records.run_folder(root / "results", profile, run.run_id)
+    data, folder = root / "data" / profile, records.run_folder(
+        root / "results", profile, run.run_id)
     if (folder / "provenance.json").exists():  # trained anew; else it goes on where it stopped
-        shutil.rmtree(records.checkpoints(root / "data" / profile, run.run_id), ignore_errors=True)
-        (folder / "provenance.json").unlink()
-    (folder / "predictions.csv").unlink(missing_ok=True)  # of the weights that now go
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / "data" / "compiled"))
-    output = root / "data" / profile / "notebooks" / f"{run.run_id}.ipynb"
+        shutil.rmtree(records.checkpoints(data, run.run_id), ignore_errors=True)
+        for made in (folder / "predictions.csv", data / "weights" / f"{run.run_id}.safetensors",
+                     folder / "provenance.json"):
+            made.unlink(missing_ok=True)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(data.parent / "compiled"))
+    output = data / "notebooks" / f"{run.run_id}.ipynb"
     with _one_core() as worker:
         tell = partial(_tell, worker, run.run_id)
         tell("starts")

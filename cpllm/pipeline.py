@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.progress import track
 
 from cpllm import baselines, config, grid, records, sweep
 from cpllm.data import ladder, manifests, video
-from cpllm.data.batches import Batch, model_inputs
+from cpllm.data.batches import Batch, model_inputs, store_frames
 
 if TYPE_CHECKING:  # cpllm.infer imports JAX, which rendering and rebuilding tables don't need
     from cpllm.infer import Scorer
@@ -30,6 +30,11 @@ console = Console(stderr=True)
 def run_ids(profile: str) -> dict[str, int]:
     """The default model's runs and their seeds."""
     return {f"default-s{seed}": seed for seed in config.preset(profile).seeds}
+
+
+def table_ids(profile: str) -> list[str]:
+    """The runs that Tables 1, 2 and 4 rest on."""
+    return [run.run_id for run in grid.read("table", profile, sweep.ROOT)]
 
 
 def preset(profile: str) -> config.Config:
@@ -97,9 +102,9 @@ def train_runs(profile: str, fresh: bool) -> None:
 def train_grids(
     profile: str, names: Sequence[str], rows: Sequence[str] = (), fresh: bool = False,
     stale: bool = False, dry_run: bool = False, workers: int | None = None,
-    scheduler: str | None = None,
+    scheduler: str | None = None, score: bool = True,
 ) -> None:
-    """Train the runs of grids (of these rows) that are missing or were made otherwise.
+    """Train the runs of grids (of these rows) that are missing or were made otherwise; score them.
 
     stale: those by older code too; fresh: all. `GridError` names the runs that failed.
     """
@@ -107,30 +112,37 @@ def train_grids(
     runs = {r.run_id: r for name in names for r in grid.read(name, profile, sweep.ROOT)
             if not rows or r.run_id.rpartition("-s")[0] in rows}
     table = grid.plan(list(runs.values()), profile, sweep.ROOT)
-    wanted = {grid.MISSING, grid.CHANGED} | {grid.OLDER} * stale
+    wanted = {grid.MISSING, grid.CHANGED, *([grid.OLDER] if stale else [])}
     again = [name for name, found in zip(table["run"], table["status"], strict=True)
              if fresh or found in wanted]
     grid.show(table, again, workers or len(os.sched_getaffinity(0)))
-    if again and not dry_run:
+    if dry_run:
+        return
+    failed = {}
+    if again:
         _prepare(profile, [runs[name].cfg for name in again])
         failed = grid.execute([runs[n] for n in again], profile, sweep.ROOT, workers, scheduler)
-        if failed:
-            raise grid.GridError("\n".join([f"{len(failed)} of {len(again)} runs failed", *(
-                f"{name}: {error}" for name, error in failed.items())]))
+    if score:
+        score_runs(profile, again=False)
+    if failed:
+        raise grid.GridError("\n".join([f"{len(failed)} of {len(again)} runs failed", *(
+            f"{name}: {error}" for name, error in failed.items())]))
 
 
 def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
     """What runs side by side only read: clips, decoded frames, pretrained towers."""
-    from cpllm import pretrain, train
+    from cpllm import train
 
     data = DATA / profile
     if not (data / "manifest.csv").exists():
         build_data(profile)
     rows = manifests.read(data / "manifest.csv").query("split == 'train'")
     for cfg in {train.store(data, cfg): cfg for cfg in cfgs}.values():
-        batches.store_frames(rows, data, train.store(data, cfg), cfg)
-    for cfg in cfgs:
-        if cfg.train.pretrained:
+        store_frames(rows, data, train.store(data, cfg), cfg)
+    if pretrained := [cfg for cfg in cfgs if cfg.train.pretrained]:
+        from cpllm import pretrain
+
+        for cfg in pretrained:
             pretrain.ensure(cfg, data)
 
 
@@ -145,16 +157,19 @@ def _trained(profile: str, run_id: str) -> Path:
     return DATA / profile / "weights" / f"{run_id}.safetensors"
 
 
-def score_runs(profile: str, _fresh: bool = False) -> None:
+def score_runs(profile: str, again: bool = True) -> None:
     """Write predictions.csv of every run whose weights are at hand, and of the baselines.
 
     Each video is decoded once for all. Rows of splits that are not built here stay as committed.
+    Without `again` of the runs only those that have no predictions yet.
     """
     start = records.start()
     manifest = DATA / profile / "manifest.csv"
     table = manifests.read(manifest)
     table = table[table["split"] != "train"]
-    scorers = _scorers(profile)
+    scorers = _scorers(profile, again)
+    if not (scorers or again):
+        return
     columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in baselines.BASELINES))}
     watch = partial(_watch, folder=DATA / profile, cfg=preset(profile).video)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -166,8 +181,10 @@ def score_runs(profile: str, _fresh: bool = False) -> None:
                 for name, value in trivial.items():
                     columns[f"{name}-s0"].append(value)
     rows = pd.concat([rows for _, rows in table.groupby("scene", sort=False)])
+    known = _record(profile, "videos.csv", manifests.prediction_rows(rows))
     for run_id, predictions in columns.items():
-        _record(profile, run_id, manifests.prediction_rows(rows).assign(prediction=predictions))
+        scored = rows[["video"]].assign(prediction=predictions)
+        _record(profile, f"runs/{run_id}/predictions.csv", scored, known)
     for name in baselines.BASELINES:
         folder = records.run_folder(RESULTS, profile, f"{name}-s0")
         records.write_json(folder / "config.json", {"baseline": name, "profile": profile})
@@ -176,15 +193,14 @@ def score_runs(profile: str, _fresh: bool = False) -> None:
         )
 
 
-def _scorers(profile: str) -> dict[str, Scorer]:
-    """The profile's runs whose weights are here: trained ones, else the package's own."""
+def _scorers(profile: str, again: bool) -> dict[str, Scorer]:
+    """The profile's runs whose weights are here: the package's own, and trained ones."""
     from cpllm.infer import DEFAULT, load
 
-    found = {run_id: _trained(profile, run_id) for run_id in run_ids(profile)}
-    shipped = _shipped(profile)
-    if shipped and not found[shipped].exists():
-        found[shipped] = DEFAULT
-    return {run_id: load(path) for run_id, path in found.items() if path.exists()}
+    found = {_shipped(profile): DEFAULT} if _shipped(profile) else {}
+    found |= {p.stem: p for p in sorted((DATA / profile / "weights").glob("*.safetensors"))}
+    done = {p.parent.name for p in (RESULTS / profile / "runs").glob("*/predictions.csv")}
+    return {name: load(path) for name, path in found.items() if again or name not in done}
 
 
 def _watch(row: dict, folder: Path, cfg: config.Video) -> tuple[Batch, dict[str, float]]:
@@ -194,33 +210,43 @@ def _watch(row: dict, folder: Path, cfg: config.Video) -> tuple[Batch, dict[str,
     return model_inputs(frames, cfg), trivial
 
 
-def _record(profile: str, run_id: str, predictions: pd.DataFrame) -> None:
-    """Write a run's predictions beside those of splits that were not scored now."""
-    path = records.run_folder(RESULTS, profile, run_id) / "predictions.csv"
+def _record(
+    profile: str, name: str, rows: pd.DataFrame, known: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Write rows beside those of splits that were not scored now; both together.
+
+    known: the videos that there are, where the rows don't say their split.
+    """
+    path = RESULTS / profile / name
     if path.exists():
-        kept = pd.read_csv(path, keep_default_na=False, na_values={"crf": ""})
-        kept = kept[~kept["split"].isin(predictions["split"])]
-        predictions = pd.concat([kept, predictions]) if len(kept) else predictions
-    records.write_csv(path, predictions)
+        kept = pd.read_csv(path, keep_default_na=False, na_values={"crf": ""})[list(rows)]
+        kept = kept[~kept["video"].isin(rows["video"]) & (
+            ~kept["split"].isin(rows["split"]) if known is None
+            else kept["video"].isin(known["video"]))]
+        rows = pd.concat([kept, rows]) if len(kept) else rows
+    records.write_csv(path, rows)
+    return rows
 
 
 def needed_splits(profile: str, fresh: bool) -> tuple[str, ...]:
     """A clone whose runs are committed needs the test split only; what is built stays built."""
     manifest = DATA / profile / "manifest.csv"
     built = set(pd.read_csv(manifest)["split"]) if manifest.exists() else set()
-    if fresh or "train" in built or not all(path.exists() for path in _metrics(profile)):
+    ids = [*run_ids(profile), *table_ids(profile)]
+    if fresh or "train" in built or not all(p.exists() for p in _metrics(profile, ids)):
         return ladder.SPLITS
     return ("test",)
 
 
-def _metrics(profile: str) -> list[Path]:
-    return [records.run_folder(RESULTS, profile, r) / "metrics.json" for r in run_ids(profile)]
+def _metrics(profile: str, ids: Iterable[str]) -> list[Path]:
+    return [records.run_folder(RESULTS, profile, run_id) / "metrics.json" for run_id in ids]
 
 
 def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
     """The stages in order, each with the files that it depends on and those that it makes."""
     splits = needed_splits(profile, fresh)
-    trained = tuple(str(path.relative_to(sweep.ROOT)) for path in _metrics(profile))
+    trained, tabled = (tuple(str(p.relative_to(sweep.ROOT)) for p in _metrics(profile, names))
+                       for names in (run_ids(profile), table_ids(profile)))
     manifest, predictions = (
         "data/{profile}/manifest.csv",
         "results/{profile}/runs/*/predictions.csv",
@@ -234,10 +260,14 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
 
     return (
         sweep.Step("build data", build, makers, (manifest,)),
-        sweep.Step("train", train_runs, (), trained, once=True),
-        sweep.Step("score", score_runs, (manifest, *weights, *judges), (predictions,)),
+        # The default model's own sweep (grid `default`) is not part of FRESH=1, the tables' is.
+        sweep.Step("train", lambda profile, _: train_runs(profile, False), (), trained, once=True),
+        sweep.Step("train the tables", lambda profile, fresh: train_grids(
+            profile, ["table"], fresh=fresh, score=False), (), tabled, once=True),
+        sweep.Step("score", lambda profile, _: score_runs(profile),
+                   (manifest, *weights, *judges), (predictions,)),
         sweep.NOTEBOOKS["10_data"],
-        *(sweep.NOTEBOOKS[name] for name in ("12_lint", "30_table3", "60_evaluate", "70_claims")),
+        *(book for name, book in sweep.NOTEBOOKS.items() if name not in ("10_data", "20_train")),
     )
 
 

@@ -61,7 +61,9 @@ class Step:
 
 
 DATA = ("cpllm/config.py", "cpllm/data/scenes.py", "cpllm/data/families.py", "cpllm/data/ladder.py")
-RUNS = ("results/{profile}/runs/*/config.json", "results/{profile}/runs/*/predictions.csv")
+RUNS = ("results/{profile}/runs/*/config.json", "results/{profile}/runs/*/predictions.csv",
+        "results/{profile}/videos.csv", "results/{profile}/outside/*.csv")
+TABLE = (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py", "cpllm/exhibits.py")
 
 NOTEBOOKS = {
     n.name: n
@@ -69,8 +71,9 @@ NOTEBOOKS = {
         Notebook("10_data", ("data_manifests/{profile}/*", *DATA)),
         Notebook("12_lint", ("data_manifests/{profile}/*", "cpllm/data/lint.py", *DATA)),
         Notebook("20_train"),
-        Notebook(
-            "30_table3", (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py")),
+        *(Notebook(name, TABLE) for name in (
+            "28_table1", "29_table2", "30_table3", "31_table4a", "32_table4b", "33_table4c",
+            "34_table4d", "50_ablation")),
         Notebook("60_evaluate", (*RUNS, "cpllm/metrics.py", "cpllm/evaluation.py",
                                  "cpllm/calibrate.py", "cpllm/report.py")),
         Notebook("70_claims", (*RUNS, "results/{profile}/tables/*.csv", "results/paper.csv",

@@ -38,6 +38,7 @@ class CPLLM(nnx.Module):
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         width = model.decoder.width
+        self.high_seen, self.low_seen = model.encoders != "low", model.encoders != "high"
         self.high = Siglip(model, rngs)
         self.low = VideoPrism(model, rngs)
         self.project_high = Dense(model.high.width, width, rngs)
@@ -54,8 +55,8 @@ class CPLLM(nnx.Module):
         """
         u = self.project_high(self.high(view))
         h = self.project_low(self.low(patches, present))
-        v = h.mean(1, where=present[..., None, None])
-        return u, self.pool_norm(v)
+        v = self.pool_norm(h.mean(1, where=present[..., None, None]))
+        return (u if self.high_seen else u[:, :0]), (v if self.low_seen else v[:, :0])
 
     def score(self, u: Array, v: Array) -> Array:
         """Per-frame quality float32[B] in (0, 1)."""
