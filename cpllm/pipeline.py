@@ -170,14 +170,18 @@ def score_runs(profile: str, again: bool = True) -> None:
     scorers = _scorers(profile, again)
     if not (scorers or again):
         return
-    columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in baselines.BASELINES))}
-    watch = partial(_watch, folder=DATA / profile, cfg=preset(profile).video)
+    measures = baselines.measures(preset(profile), _fits(profile))
+    columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in measures))}
+    views = {scorer.cfg.video for scorer in scorers.values()}
+    usual = preset(profile).video.key_frames
+    watch = partial(_watch, folder=DATA / profile, m=usual, measures=measures, views=views)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         scenes = [rows.to_dict("records") for _, rows in table.groupby("scene", sort=False)]
         for rows in track(scenes, "scoring scenes", console=console):
             for inputs, trivial in pool.map(watch, rows):
                 for run_id, scorer in scorers.items():
-                    columns[run_id].append(scorer.frame_scores(inputs).mean(dtype=np.float64))
+                    scores = scorer.frame_scores(inputs[scorer.cfg.video])
+                    columns[run_id].append(scores.mean(dtype=np.float64))
                 for name, value in trivial.items():
                     columns[f"{name}-s0"].append(value)
     rows = pd.concat([rows for _, rows in table.groupby("scene", sort=False)])
@@ -185,7 +189,7 @@ def score_runs(profile: str, again: bool = True) -> None:
     for run_id, predictions in columns.items():
         scored = rows[["video"]].assign(prediction=predictions)
         _record(profile, f"runs/{run_id}/predictions.csv", scored, known)
-    for name in baselines.BASELINES:
+    for name in measures:
         folder = records.run_folder(RESULTS, profile, f"{name}-s0")
         records.write_json(folder / "config.json", {"baseline": name, "profile": profile})
         records.write_json(
@@ -203,11 +207,27 @@ def _scorers(profile: str, again: bool) -> dict[str, Scorer]:
     return {name: load(path) for name, path in found.items() if again or name not in done}
 
 
-def _watch(row: dict, folder: Path, cfg: config.Video) -> tuple[Batch, dict[str, float]]:
-    """What the model sees of a video, and the trivial baselines of its key frames."""
-    frames = video.key_frames(folder / f"{row['video']}.mp4", cfg.key_frames, threads=1)
-    trivial = {name: measure(row, frames) for name, measure in baselines.BASELINES.items()}
-    return model_inputs(frames, cfg), trivial
+def _fits(profile: str) -> dict[str, pd.DataFrame]:
+    """What baselines learnt from the training split; made where that is here and they are not."""
+    rows = manifests.read(DATA / profile / "manifest.csv").query("split == 'train'")
+    files = {b: records.run_folder(RESULTS, profile, f"{b}-s0") / "fit.csv" for b in baselines.FITS}
+    for name, file in files.items():
+        if len(rows) and not file.exists():
+            fit = baselines.FITS[name](rows, DATA / profile, preset(profile))
+            records.write(file, fit.to_csv(index=False))  # all digits: a covariance is inverted
+    return {name: pd.read_csv(file) for name, file in files.items() if file.exists()}
+
+
+def _watch(
+    row: dict, folder: Path, m: int, measures: dict[str, baselines.Measure],
+    views: set[config.Video],
+) -> tuple[dict[config.Video, Batch], dict[str, float]]:
+    """What models of these `views` see of a video, and the trivial baselines of M key frames."""
+    path = folder / f"{row['video']}.mp4"
+    frames = {n: video.key_frames(path, n, threads=1)
+              for n in {m, *(view.key_frames for view in views)}}
+    trivial = {name: measure(row, frames[m]) for name, measure in measures.items()}
+    return {view: model_inputs(frames[view.key_frames], view) for view in views}, trivial
 
 
 def _record(
