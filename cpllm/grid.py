@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -186,8 +187,8 @@ def _rows(grid: Grid) -> Iterable[tuple[str, dict[str, Any]]]:
     """(name, changes): `single` and, under axes, `single-lora_rank4`."""
     for (name, changes), values in product(grid.rows.items(), product(*grid.axes.values())):
         at = dict(zip(grid.axes, values, strict=True))
-        suffix = "".join(f"-{key.rpartition('.')[2]}{value}" for key, value in at.items())
-        yield name + suffix, (changes or {}) | at
+        parts = [f"-{key.rpartition('.')[2]}{value}" for key, value in at.items()]
+        yield name + re.sub(r"[^\w.-]+", "_", "".join(parts)), (changes or {}) | at
 
 
 def _run(row: str, recipe: str, changes: dict[str, Any], seed: int, profile: str) -> Run:

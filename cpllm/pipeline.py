@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # cpllm.infer imports JAX, which rendering and rebuilding tab
     from cpllm.infer import Scorer
 
 DATA, RESULTS = sweep.ROOT / "data", sweep.ROOT / "results"
-NOTEBOOK = sweep.ROOT / "notebooks" / "20_train.ipynb"
 console = Console(stderr=True)
 
 
@@ -76,29 +75,6 @@ def check_labels(profile: str, splits: Sequence[str],
     return ladder.relabel(preset(profile), DATA / profile, splits, scheduler=scheduler)
 
 
-def train_runs(profile: str, fresh: bool) -> None:
-    """Execute the training notebook for every seed that has no run yet (`fresh`: for all).
-
-    The first seed's notebook is a chapter, its weights the profile's default.
-    """
-    from cpllm.infer import DEFAULT
-
-    ids = run_ids(profile)
-    for run_id, seed in ids.items():
-        folder = records.run_folder(RESULTS, profile, run_id)
-        if fresh:
-            shutil.rmtree(records.checkpoints(DATA / profile, run_id), ignore_errors=True)
-        elif (folder / "metrics.json").exists():
-            continue
-        home = RESULTS / profile / "notebooks" if run_id == next(iter(ids)) else folder
-        sweep.run_notebook(
-            NOTEBOOK, home / NOTEBOOK.name, {"profile": profile, "seed": seed, "run_id": run_id}
-        )
-        if run_id == _shipped(profile):
-            DEFAULT.parent.mkdir(exist_ok=True)
-            shutil.copyfile(_trained(profile, run_id), DEFAULT)
-
-
 def train_grids(
     profile: str, names: Sequence[str], rows: Sequence[str] = (), fresh: bool = False,
     stale: bool = False, dry_run: bool = False, workers: int | None = None,
@@ -122,6 +98,7 @@ def train_grids(
     if again:
         _prepare(profile, [runs[name].cfg for name in again])
         failed = grid.execute([runs[n] for n in again], profile, sweep.ROOT, workers, scheduler)
+        _ship(profile, {*again} - {*failed})
     if score:
         score_runs(profile, again=False)
     if failed:
@@ -146,15 +123,19 @@ def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
             pretrain.ensure(cfg, data)
 
 
-def _shipped(profile: str) -> str | None:
-    """The run whose weights the package carries: the first, where it carries this profile's."""
+def _ship(profile: str, trained: set[str]) -> None:
+    """The default model's first seed: its notebook is a chapter, its weights the package's."""
     from cpllm.infer import DEFAULT
 
-    return next(iter(run_ids(profile))) if DEFAULT.stem == profile else None
-
-
-def _trained(profile: str, run_id: str) -> Path:
-    return DATA / profile / "weights" / f"{run_id}.safetensors"
+    run_id = next(iter(run_ids(profile)))
+    if run_id not in trained:
+        return
+    chapter = RESULTS / profile / "notebooks" / grid.NOTEBOOK
+    chapter.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(DATA / profile / "notebooks" / f"{run_id}.ipynb", chapter)
+    if DEFAULT.stem == profile:
+        DEFAULT.parent.mkdir(exist_ok=True)
+        shutil.copyfile(DATA / profile / "weights" / f"{run_id}.safetensors", DEFAULT)
 
 
 def score_runs(profile: str, again: bool = True) -> None:
@@ -201,7 +182,7 @@ def _scorers(profile: str, again: bool) -> dict[str, Scorer]:
     """The profile's runs whose weights are here: the package's own, and trained ones."""
     from cpllm.infer import DEFAULT, load
 
-    found = {_shipped(profile): DEFAULT} if _shipped(profile) else {}
+    found = {next(iter(run_ids(profile))): DEFAULT} if DEFAULT.stem == profile else {}
     found |= {p.stem: p for p in sorted((DATA / profile / "weights").glob("*.safetensors"))}
     done = {p.parent.name for p in (RESULTS / profile / "runs").glob("*/predictions.csv")}
     return {name: load(path) for name, path in found.items() if again or name not in done}
@@ -280,8 +261,9 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
 
     return (
         sweep.Step("build data", build, makers, (manifest,)),
-        # The default model's own sweep (grid `default`) is not part of FRESH=1, the tables' is.
-        sweep.Step("train", lambda profile, _: train_runs(profile, False), (), trained, once=True),
+        # FRESH=1 trains the tables' runs anew, not the default model: `cpllm sweep default` does.
+        sweep.Step("train", lambda profile, _: train_grids(profile, ["default"], score=False), (),
+                   trained, once=True),
         sweep.Step("train the tables", lambda profile, fresh: train_grids(
             profile, ["table"], fresh=fresh, score=False), (), tabled, once=True),
         sweep.Step("score", lambda profile, _: score_runs(profile),

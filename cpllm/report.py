@@ -156,9 +156,10 @@ def flip_curve(table: pd.DataFrame, results: Path | str = "results") -> plt.Figu
                 if system in DASHES:
                     axes.plot(DIFFS, rates, DASHES[system], color="0.35", label=system)
                 continue
+            if np.isnan(rates).all():
+                continue  # the table says why
             colour = next(colours)
-            status = ": " + rows.status.iloc[0] if np.isnan(rates).all() else ""
-            axes.plot(DIFFS, rates, color=colour, label=f"{system} ({profile}){status}")
+            axes.plot(DIFFS, rates, color=colour, label=f"{system} ({profile})")
             axes.fill_between(DIFFS, rows.ci_low, rows.ci_high, color=colour, alpha=0.2, lw=0)
             for _, seed in runs[runs.system == system].groupby("seed"):
                 axes.plot(DIFFS, [metrics.flip_rate(seed, d).strict for d in DIFFS], ".",
