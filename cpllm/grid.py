@@ -208,6 +208,7 @@ def _train(run: Run, profile: str, root: Path) -> float:
                      folder / "provenance.json"):
             made.unlink(missing_ok=True)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(data.parent / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     output = data / "notebooks" / f"{run.run_id}.ipynb"
     with _one_core() as worker:
         tell = partial(_tell, worker, run.run_id)

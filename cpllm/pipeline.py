@@ -116,11 +116,11 @@ def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
     rows = manifests.read(data / "manifest.csv").query("split == 'train'")
     for cfg in {train.store(data, cfg): cfg for cfg in cfgs}.values():
         store_frames(rows, data, train.store(data, cfg), cfg)
-    if pretrained := [cfg for cfg in cfgs if cfg.train.pretrained]:
+    for cfg in {(cfg.model.high, cfg.model.decoder): cfg for cfg in cfgs
+                if cfg.train.pretrained}.values():
         from cpllm import pretrain
 
-        for cfg in pretrained:
-            pretrain.ensure(cfg, data)
+        pretrain.ensure(cfg, data)
 
 
 def _ship(profile: str, trained: set[str]) -> None:

@@ -258,6 +258,9 @@ def status(system: str, runs: pd.DataFrame, frame: pd.DataFrame, profile: str,
         return f"not run ({profile})"
     if lacking := sorted(names - set(frame.run)):
         return f"no {split} rows: {', '.join(lacking)}"
+    known = runs[runs.split == split].groupby("system").video.nunique()
+    if known[system] < known.max():
+        return f"{known[system]} of {known.max()} videos"
     made = [records.read_json(Path(results) / profile / "runs" / n / "provenance.json")
             for n in names if "model" in records.read_json(
                 Path(results) / profile / "runs" / n / "config.json")]

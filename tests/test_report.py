@@ -165,6 +165,12 @@ def test_predictions_from_outside_are_matched_by_name_and_get_a_row(filled):
     assert set(theirs.status) == {"ok"} and set(theirs.n_sources) == {3}
 
 
+def test_predictions_of_some_videos_only_say_how_many(filled):
+    outside(filled, lambda known: known[["video"]].assign(prediction=known.proxy)[:-1])
+    theirs = cells(report.table3("smoke", filled, draws=20), "vmaf-nr (outside)")
+    assert set(theirs.status) == {"87 of 88 videos"} and theirs.value["SRCC pooled"] == 1
+
+
 @pytest.mark.parametrize(("table", "named"), [
     (lambda known: known[["video"]].assign(prediction=1.0, video=lambda f: f.video + ".mp4"),
      r"vmaf-nr.csv: 176 of 176 videos are not in .*first: validation-w@original\.mp4"),
