@@ -234,11 +234,13 @@ def codecs(profile: str, results: Path | str = "results", draws: int = 2000) -> 
     """
     runs, rows = report.read_runs(profile, results), []
     for system in dict.fromkeys(runs.system):
-        frame = _test(runs, system)
-        ladder = frame.video.astype(str).str.extract("(.+)@")[0] if len(frame) else frame.video
+        whole = frame = _test(runs, system)
+        if whole.empty:
+            continue
+        scene = frame.video.str.extract("(.+)@")[0]
         frame = frame[frame.crf.notna() & (frame.dataset == "lsvq-test") & (
-            frame.codec.groupby(ladder).transform("nunique") >= len(CODECS))]
-        note = report.status(system, runs, _test(runs, system), profile, results)
+            frame.codec.groupby(scene).transform("nunique") >= len(CODECS))]
+        note = report.status(system, runs, whole, profile, results)
         for codec in CODECS:
             part = frame[frame.codec == codec]
             jobs = [(f"{codec} FR", part, metrics.flips, len(metrics.flip_pairs(part))),
