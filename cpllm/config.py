@@ -47,6 +47,7 @@ class Video:
     enlarge: bool = False  # not specified; frames below the box stay as they are
     patches: int = 8  # K
     patch_size: int = 224  # H_p = W_p
+    following: bool = False  # a second view, of the key frame half a clip on: MBVQA's motion
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Model:
     local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
     dtype: str = "float32"  # of products and activations; weights, norms, softmax stay float32
     remat: bool = False  # recompute each block in the backward pass instead of keeping it
+    kind: str = "cp-llm"  # or one of RIVALS, the compared models: see `rival`
+    mechanism: bool = True  # False: a rival without what it is known for
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,9 @@ def paper() -> Config:
     )
 
 
+RIVALS = ("fast-vqa", "dover", "mbvqa", "coinvq", "q-align")
+"""The compared models, each with its own mechanism on the same towers: `model/rivals.py`."""
+
 PRESETS = {"smoke": smoke, "pocket": pocket, "paper": paper}
 
 
@@ -266,3 +272,18 @@ def replace(config: Config, **changes: Any) -> Config:
         part = dataclasses.replace(part, **{name: value})
         config = dataclasses.replace(config, **{section: part})
     return config
+
+
+def rival(config: Config, kind: str, mechanism: bool = True) -> Config:
+    """A compared model's configuration: the rest of `config` stays.
+
+    Its towers are trained whole, as their authors do; MBVQA and Q-Align see what they need.
+
+    >>> rival(smoke(), "q-align").video.high_size, smoke().video.high_size
+    (64, 32)
+    """
+    sees = {"mbvqa": {"video.following": True},
+            "q-align": {"video.high_size": 2 * config.video.high_size}}
+    return replace(config, **{
+        "model.kind": kind, "model.mechanism": mechanism, "model.high_finetune": "all",
+        "model.decoder_finetune": "all", "model.lora_rank": 0, **sees.get(kind, {})})

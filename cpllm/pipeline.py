@@ -15,7 +15,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from cpllm import baselines, config, records, sweep
+from cpllm import answers, baselines, config, records, sweep
 from cpllm.data import ladder, manifests, video
 from cpllm.data.batches import Batch, model_inputs
 
@@ -115,25 +115,40 @@ def score_runs(profile: str, _fresh: bool = False) -> None:
     table = manifests.read(manifest)
     table = table[table["split"] != "train"]
     scorers = _scorers(profile)
-    columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in baselines.BASELINES))}
-    watch = partial(_watch, folder=DATA / profile, cfg=preset(profile).video)
+    measures = baselines.measures(preset(profile), _fits(profile))
+    columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in measures))}
+    views = {scorer.cfg.video for scorer in scorers.values()}
+    usual = preset(profile).video.key_frames
+    watch = partial(_watch, folder=DATA / profile, m=usual, measures=measures, views=views)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         scenes = [rows.to_dict("records") for _, rows in table.groupby("scene", sort=False)]
         for rows in track(scenes, "scoring scenes", console=console):
             for inputs, trivial in pool.map(watch, rows):
                 for run_id, scorer in scorers.items():
-                    columns[run_id].append(scorer.frame_scores(inputs).mean(dtype=np.float64))
+                    columns[run_id].append(scorer.frame_scores(inputs[scorer.cfg.video]).mean(dtype=np.float64))
                 for name, value in trivial.items():
                     columns[f"{name}-s0"].append(value)
     rows = pd.concat([rows for _, rows in table.groupby("scene", sort=False)])
     for run_id, predictions in columns.items():
         _record(profile, run_id, manifests.prediction_rows(rows).assign(prediction=predictions))
-    for name in baselines.BASELINES:
+    for name in measures:
         folder = records.run_folder(RESULTS, profile, f"{name}-s0")
         records.write_json(folder / "config.json", {"baseline": name, "profile": profile})
         records.write_json(
             folder / "provenance.json", records.provenance(start, 0, manifests.sha256(manifest))
         )
+
+
+def answer_runs(profile: str, _fresh: bool = False) -> None:
+    """Write answers.csv of the runs whose weights are at hand: Table 3's pairs, in words."""
+    from cpllm import report
+
+    rows = report.of_ladders(manifests.read(DATA / profile / "manifest.csv"), "test")
+    pairs = answers.pairs(rows, report.DIFFS)
+    for run_id, scorer in _scorers(profile).items():
+        table = answers.ask(pairs, answers.by_decoder(scorer, DATA / profile))
+        path = records.run_folder(RESULTS, profile, run_id) / "answers.csv"
+        records.write_csv(path, table.drop(columns=["better", "worse"]))
 
 
 def _scorers(profile: str) -> dict[str, Scorer]:
@@ -147,11 +162,27 @@ def _scorers(profile: str) -> dict[str, Scorer]:
     return {run_id: load(path) for run_id, path in found.items() if path.exists()}
 
 
-def _watch(row: dict, folder: Path, cfg: config.Video) -> tuple[Batch, dict[str, float]]:
-    """What the model sees of a video, and the trivial baselines of its key frames."""
-    frames = video.key_frames(folder / f"{row['video']}.mp4", cfg.key_frames, threads=1)
-    trivial = {name: measure(row, frames) for name, measure in baselines.BASELINES.items()}
-    return model_inputs(frames, cfg), trivial
+def _fits(profile: str) -> dict[str, pd.DataFrame]:
+    """What baselines learnt from the training split; made where that is here and they are not."""
+    rows = manifests.read(DATA / profile / "manifest.csv").query("split == 'train'")
+    files = {b: records.run_folder(RESULTS, profile, f"{b}-s0") / "fit.csv" for b in baselines.FITS}
+    for name, file in files.items():
+        if len(rows) and not file.exists():
+            fit = baselines.FITS[name](rows, DATA / profile, preset(profile))
+            records.write(file, fit.to_csv(index=False))  # all digits: a covariance is inverted
+    return {name: pd.read_csv(file) for name, file in files.items() if file.exists()}
+
+
+def _watch(
+    row: dict, folder: Path, m: int, measures: dict[str, baselines.Measure],
+    views: set[config.Video],
+) -> tuple[dict[config.Video, Batch], dict[str, float]]:
+    """What models of these `views` see of a video, and the trivial baselines of M key frames."""
+    path = folder / f"{row['video']}.mp4"
+    frames = {n: video.key_frames(path, n, threads=1)
+              for n in {m, *(view.key_frames for view in views)}}
+    trivial = {name: measure(row, frames[m]) for name, measure in measures.items()}
+    return {view: model_inputs(frames[view.key_frames], view) for view in views}, trivial
 
 
 def _record(profile: str, run_id: str, predictions: pd.DataFrame) -> None:
@@ -181,6 +212,7 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
     """The stages in order, each with the files that it depends on and those that it makes."""
     splits = needed_splits(profile, fresh)
     trained = tuple(str(path.relative_to(sweep.ROOT)) for path in _metrics(profile))
+    said = tuple(name.replace("metrics.json", "answers.csv") for name in trained[:1])
     manifest, predictions = (
         "data/{profile}/manifest.csv",
         "results/{profile}/runs/*/predictions.csv",
@@ -196,6 +228,7 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
         sweep.Step("build data", build, makers, (manifest,)),
         sweep.Step("train", train_runs, (), trained, once=True),
         sweep.Step("score", score_runs, (manifest, *weights, *judges), (predictions,)),
+        sweep.Step("answers", answer_runs, (), said, once=True),
         sweep.NOTEBOOKS["10_data"],
         *(sweep.NOTEBOOKS[name] for name in ("12_lint", "30_table3", "60_evaluate", "70_claims")),
     )
