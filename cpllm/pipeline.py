@@ -15,7 +15,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from cpllm import baselines, config, grid, records, sweep
+from cpllm import answers, baselines, config, grid, records, sweep
 from cpllm.data import ladder, manifests, video
 from cpllm.data.batches import Batch, model_inputs, store_frames
 
@@ -178,14 +178,30 @@ def score_runs(profile: str, again: bool = True) -> None:
         )
 
 
-def _scorers(profile: str, again: bool) -> dict[str, Scorer]:
-    """The profile's runs whose weights are here: the package's own, and trained ones."""
+def answer_runs(profile: str, _fresh: bool = False) -> None:
+    """Write answers.csv of the default runs whose weights are here: Table 3's pairs, in words."""
+    from cpllm import report
+
+    rows = report.of_ladders(manifests.read(DATA / profile / "manifest.csv"), "test")
+    pairs = answers.pairs(rows, report.DIFFS)
+    for run_id, scorer in _scorers(profile, again=True, only=run_ids(profile)).items():
+        table = answers.ask(pairs, answers.by_decoder(scorer, DATA / profile))
+        path = records.run_folder(RESULTS, profile, run_id) / "answers.csv"
+        records.write_csv(path, table.drop(columns=["better", "worse"]))
+
+
+def _scorers(profile: str, again: bool, only: Iterable[str] = ()) -> dict[str, Scorer]:
+    """The profile's runs whose weights are here: the package's own, and trained ones.
+
+    Without `again` those without predictions, with `only` none but these.
+    """
     from cpllm.infer import DEFAULT, load
 
     found = {next(iter(run_ids(profile))): DEFAULT} if DEFAULT.stem == profile else {}
     found |= {p.stem: p for p in sorted((DATA / profile / "weights").glob("*.safetensors"))}
     done = {p.parent.name for p in (RESULTS / profile / "runs").glob("*/predictions.csv")}
-    return {name: load(path) for name, path in found.items() if again or name not in done}
+    return {name: load(path) for name, path in found.items()
+            if (again or name not in done) and name in (only or found)}
 
 
 def _fits(profile: str) -> dict[str, pd.DataFrame]:
@@ -248,6 +264,7 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
     splits = needed_splits(profile, fresh)
     trained, tabled = (tuple(str(p.relative_to(sweep.ROOT)) for p in _metrics(profile, names))
                        for names in (run_ids(profile), table_ids(profile)))
+    said = tuple(name.replace("metrics.json", "answers.csv") for name in trained[:1])
     manifest, predictions = (
         "data/{profile}/manifest.csv",
         "results/{profile}/runs/*/predictions.csv",
@@ -268,6 +285,7 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
             profile, ["table"], fresh=fresh, score=False), (), tabled, once=True),
         sweep.Step("score", lambda profile, _: score_runs(profile),
                    (manifest, *weights, *judges), (predictions,)),
+        sweep.Step("answers", answer_runs, (), said, once=True),
         sweep.NOTEBOOKS["10_data"],
         *(book for name, book in sweep.NOTEBOOKS.items() if name not in ("10_data", "20_train")),
     )
