@@ -232,11 +232,24 @@ def _summary(profile: str, results: Path | str, split: str, draws: int) -> pd.Da
     runs, rows = read_runs(profile, results), []
     paper = pd.read_csv(Path(results) / "paper.csv").query("exhibit == 'table3'").system.unique()
     for system in systems(paper, runs):
+        if (system, split) == ("answers", "test") and (said := _answers(profile, results, draws)):
+            rows += said
+            continue
         frame = of_ladders(runs[runs.system == system], split)
         jobs = _jobs3(frame) if len(frame) else [(name, frame, None, 0) for name in
                                                  (*STRICT, *TIES, *HALF, *SRCC)]
         rows += measure(system, jobs, status(system, runs, frame, profile, results, split), draws)
     return pd.DataFrame(rows, columns=COLUMNS).astype(COUNTS)
+
+
+def _answers(profile: str, results: Path | str, draws: int) -> list[dict]:
+    """The row of text answers: what the default runs' decoders said, if they were asked."""
+    from cpllm import answers
+
+    files = sorted((Path(results) / profile / "runs").glob("default-s*/answers.csv"))
+    found = answers.measures(pd.concat(map(pd.read_csv, files)), draws) if files else pd.DataFrame()
+    return [row("answers", r.metric, r.value, r.ci_low, r.ci_high, r.n_sources,
+                r.n_items // len(files), len(files)) for r in found.itertuples()]
 
 
 def systems(paper: Iterable[str], runs: pd.DataFrame) -> list[str]:

@@ -302,3 +302,17 @@ def test_the_notebook_is_stored_without_outputs_and_with_tagged_parameters():
     assert not any("def " in cell.source for cell in code)
     for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
         assert cell.cell_type != "code" or before.cell_type == "markdown"
+
+
+def test_text_answers_are_a_row_of_table_3_and_not_run_without_them(filled):
+    def answered():
+        return cells(report.table3("smoke", filled, draws=20), "answers")
+
+    assert set(answered().status) == {"not run (smoke)"}
+    pairs = pd.DataFrame([{"source": s, "scene": s, "codec": "h264", "crf_low": 13,
+                           "crf_high": 13 + d, "diff": d, "first": 1.0, "second": second}
+                          for s in "abc" for d in (2, 20) for second in (1.0, -1.0)])
+    pairs.to_csv(filled / "smoke" / "runs" / "default-s0" / "answers.csv", index=False)
+    ours = answered()
+    assert ours.value["FR diff=2"] == 0.25 and ours.value["share of First"] == 0.75
+    assert ours.n_items["FR diff=2"] == 12 and set(ours.seeds) == {1}
