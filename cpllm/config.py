@@ -47,6 +47,7 @@ class Video:
     enlarge: bool = False  # not specified; frames below the box stay as they are
     patches: int = 8  # K
     patch_size: int = 224  # H_p = W_p
+    following: bool = False  # a second view, of the key frame half a clip on: MBVQA's motion
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,12 @@ class Model:
     predictor_hidden: int = 256
     crop_patches: bool = False  # to whole tokens, 224 → 216 pixels; else resized
     clip_patches: bool = False  # a frame's patches as one clip, through the temporal layers
+    encoders: str = "both"  # both | high | low: whose tokens predictor and decoder get
     local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
     dtype: str = "float32"  # of products and activations; weights, norms, softmax stay float32
     remat: bool = False  # recompute each block in the backward pass instead of keeping it
+    kind: str = "cp-llm"  # or one of RIVALS, the compared models: see `rival`
+    mechanism: bool = True  # False: a rival without what it is known for
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,18 @@ class Train:
     save_every: int = 250  # steps between checkpoints
     keep: int = 2  # newest checkpoints that stay, beside the best
     accumulate: int = 1  # batches whose gradients make one update
+    pretrained: bool = False  # high tower and decoder start as `cpllm.pretrain` left them
+    select_scenes: int = 0  # validation scenes that a look scores; 0: all
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """What stands in for public checkpoints: see `cpllm.pretrain`."""
+
+    view_steps: int = 600  # of the high tower, on frames and captions
+    text_steps: int = 400  # of the decoder, on descriptions
+    batch: int = 64
+    learning_rate: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,7 @@ class Config:
     train: Train
     video: Video = field(default_factory=Video)
     data: Data = field(default_factory=Data)
+    pretrain: Pretrain = field(default_factory=Pretrain)
     seeds: tuple[int, ...] = (0, 1, 2)  # of the tables; the first gives the default weights
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,6 +195,7 @@ def smoke() -> Config:
             predictor_hidden=32,
             local_norm=True,
         ),
+        pretrain=Pretrain(view_steps=30, text_steps=30, batch=16),
         train=Train(
             steps=60, batch=8, learning_rate=2e-3, schedule="cosine", warmup=10, clip_norm=1.0,
             max_text=88, augment=True, select_every=30,
@@ -223,7 +241,27 @@ def paper() -> Config:
     )
 
 
+RIVALS = ("fast-vqa", "dover", "mbvqa", "coinvq", "q-align")
+"""The compared models, each with its own mechanism on the same towers: `model/rivals.py`."""
+
 PRESETS = {"smoke": smoke, "pocket": pocket, "paper": paper}
+
+REGIME = {
+    "train.pretrained": True, "model.high_finetune": "frozen",
+    "model.decoder_finetune": "lora", "model.lora_rank": 4,
+}
+"""The paper's fine-tuning, from towers pretrained here."""
+
+TABLE: dict[str, dict[str, Any]] = {
+    "smoke": REGIME,
+    "pocket": {
+        **REGIME, "train.steps": 300, "train.patches": 4, "train.select_scenes": 12,
+        "train.select_every": 300, "train.save_every": 300, "train.warmup": 30,
+        "video.key_frames": 2, "video.patches": 8,
+    },
+    "paper": {},
+}
+"""The `table` recipe: changes to a preset with which every row of Tables 1, 2 and 4 is trained."""
 
 
 def preset(profile: str) -> Config:
@@ -231,6 +269,11 @@ def preset(profile: str) -> Config:
     if profile not in PRESETS:
         raise ValueError(f"profile: expected one of {', '.join(PRESETS)}; got {profile!r}")
     return PRESETS[profile]()
+
+
+def table(profile: str) -> Config:
+    """The preset under the `table` recipe; a row of a table differs in what the row names."""
+    return replace(preset(profile), **TABLE[profile])
 
 
 def from_dict(values: dict[str, Any], cls: type = Config, at: str = "config") -> Any:
@@ -266,3 +309,18 @@ def replace(config: Config, **changes: Any) -> Config:
         part = dataclasses.replace(part, **{name: value})
         config = dataclasses.replace(config, **{section: part})
     return config
+
+
+def rival(config: Config, kind: str, mechanism: bool = True) -> Config:
+    """A compared model's configuration: the rest of `config` stays.
+
+    Its towers are trained whole, as their authors do; MBVQA and Q-Align see what they need.
+
+    >>> rival(smoke(), "q-align").video.high_size, smoke().video.high_size
+    (64, 32)
+    """
+    sees = {"mbvqa": {"video.following": True},
+            "q-align": {"video.high_size": 2 * config.video.high_size}}
+    return replace(config, **{
+        "model.kind": kind, "model.mechanism": mechanism, "model.high_finetune": "all",
+        "model.decoder_finetune": "all", "model.lora_rank": 0, **sees.get(kind, {})})

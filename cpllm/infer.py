@@ -19,7 +19,6 @@ from cpllm import config
 from cpllm.data import annotate, manifests, text, video
 from cpllm.data.batches import Batch, model_inputs
 from cpllm.model import weights
-from cpllm.model.cpllm import CPLLM
 
 DEFAULT = Path(__file__).parent / "weights" / "pocket.safetensors"
 
@@ -54,10 +53,10 @@ class Description:
 
 @partial(jax.jit, static_argnums=0)
 def _see(graph: nnx.GraphDef, params: nnx.State, inputs: Batch):
-    """(u, v) of M key frames and their scores 0–100: float32[M]."""
+    """What the model sees in M key frames, (u, v), and their scores 0–100: float32[M]."""
     model = nnx.merge(graph, params)
-    u, v = model.see(inputs["view"], inputs["patches"], inputs["present"])
-    return (u, v), 100 * model.score(u, v)
+    seen = model.see(*(inputs[k] for k in model.inputs))
+    return seen, 100 * model.score(*seen)
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
@@ -70,7 +69,7 @@ def _write(graph: nnx.GraphDef, params: nnx.State, steps: int, eos: int, *given)
 class Scorer:
     """A model ready to use: `load()` makes one."""
 
-    def __init__(self, cfg: config.Config, model: CPLLM, tokenizer: Tokenizer):
+    def __init__(self, cfg: config.Config, model: nnx.Module, tokenizer: Tokenizer):
         self.cfg, self.model, self.tokenizer = cfg, model, tokenizer
 
     @cached_property
@@ -88,6 +87,11 @@ class Scorer:
     def frame_scores(self, inputs: Batch) -> np.ndarray:
         """float32[M] in 0–100."""
         return np.asarray(_see(*self._split, inputs)[1])
+
+    def middle(self, inputs: Batch) -> tuple[jax.Array, ...]:
+        """What the model sees in the middle key frame alone."""
+        at = self.cfg.video.key_frames // 2
+        return _see(*self._split, {k: x[at : at + 1] for k, x in inputs.items()})[0]
 
     def score(self, path: str | Path) -> Score:
         """Mean over key frames (Sec. 3.1.4). Raises `VideoError` for a file that is no video."""
@@ -115,8 +119,9 @@ class Scorer:
         self, both: list[Batch], prompt: str, temperature: float = 0.0, seed: int = 0
     ) -> str:
         """A single input stands twice, its duplicate masked, as in training."""
-        at = self.cfg.video.key_frames // 2
-        seen = [_see(*self._split, {k: x[at : at + 1] for k, x in i.items()})[0] for i in both]
+        if not hasattr(self.model, "generate"):
+            raise ValueError(f"{self.cfg.model.kind}: this model has scores and no words")
+        seen = [self.middle(inputs) for inputs in both]
         second = jnp.array([both[0] is not both[1]])
         packed = text.pack(self.tokenizer, prompt, None, self.cfg.train.max_text)
         n, eos = int(packed.valid.sum()), self.tokenizer.token_to_id(text.EOS)

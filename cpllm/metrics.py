@@ -244,7 +244,7 @@ def pooled_plcc(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy",
     """
     x, y = _sides(frame, truth, curve)
     vary, x, y = np.ptp(x) * np.ptp(y) > 0, x - x.mean(), y - y.mean()
-    n, sx, sy, sxx, syy, sxy = _sums(frame, counts, x ** 0, x, y, x * x, y * y, x * y)
+    n, sx, sy, sxx, syy, sxy = sums(frame, counts, x ** 0, x, y, x * x, y * y, x * y)
     with np.errstate(invalid="ignore"):
         value = (sxy - sx * sy / n) / np.sqrt((sxx - sx * sx / n) * (syy - sy * sy / n))
     return np.where(vary, value, np.nan)
@@ -254,7 +254,7 @@ def pooled_rmse(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy",
                 curve: bool = False) -> NDArray:
     """RMSE over all rows as a Statistic, in the truth's units; `curve` as in `pooled_plcc`."""
     x, y = _sides(frame, truth, curve)
-    n, square = _sums(frame, counts, x ** 0, (x - y) ** 2)
+    n, square = sums(frame, counts, x ** 0, (x - y) ** 2)
     return np.sqrt(square / n)
 
 
@@ -338,14 +338,15 @@ def replicates(frame: pd.DataFrame, statistic: Statistic, draws: int = 2000,
     """float[1 + draws]: the statistic of the sample, then of each resample; seeds averaged."""
     check(frame)
     runs = frame.groupby(frame.get("seed", np.zeros(len(frame))))
-    counts = _resamples(frame.source.nunique(), draws, seed)
+    counts = resamples(frame.source.nunique(), draws, seed)
     return np.mean([statistic(rows, counts) for _, rows in runs], axis=0)
 
 
 @lru_cache(maxsize=2)
-def _resamples(n: int, draws: int, seed: int) -> NDArray:
+def resamples(n: int, draws: int, seed: int = 0) -> NDArray:
+    """int[1 + draws, n]: how often each source is drawn; the sample itself comes first."""
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-    return np.vstack([np.ones((1, n), int), drawn])  # the sample itself comes first
+    return np.vstack([np.ones((1, n), int), drawn])
 
 
 def _interval(values: ArrayLike, n: int) -> tuple[float, float]:
@@ -409,7 +410,7 @@ def _sides(frame: pd.DataFrame, truth: str, curve: bool) -> tuple[NDArray, NDArr
     return x, logistic(y, *fit_logistic(x, y)) if curve else y
 
 
-def _sums(frame: pd.DataFrame, counts: NDArray, *columns: NDArray) -> NDArray:
+def sums(frame: pd.DataFrame, counts: NDArray, *columns: NDArray) -> NDArray:
     """float[columns, draws]: sums over the rows of each resample."""
     source = np.unique(frame.source, return_inverse=True)[1]
     return np.stack([np.bincount(source, column) for column in columns]) @ counts.T

@@ -18,18 +18,23 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from cpllm import baselines, config, records, sweep
+from cpllm import answers, baselines, config, grid, records, sweep
 from cpllm.data import ladder, manifests, video
-from cpllm.data.batches import Batch, model_inputs
+from cpllm.data.batches import Batch, model_inputs, store_frames
 
 DATA, RESULTS = sweep.ROOT / "data", sweep.ROOT / "results"
-NOTEBOOK = sweep.ROOT / "notebooks" / "20_train.ipynb"
+BASELINES = Path(baselines.__file__)
 console = Console(stderr=True)
 
 
 def run_ids(profile: str) -> dict[str, int]:
     """The default model's runs and their seeds."""
     return {f"default-s{seed}": seed for seed in config.preset(profile).seeds}
+
+
+def table_ids(profile: str) -> list[str]:
+    """The runs that Tables 1, 2 and 4 rest on."""
+    return [run.run_id for run in grid.read("table", profile, sweep.ROOT)]
 
 
 def preset(profile: str) -> config.Config:
@@ -71,44 +76,75 @@ def check_labels(profile: str, splits: Sequence[str],
     return ladder.relabel(preset(profile), DATA / profile, splits, scheduler=scheduler)
 
 
-def train_runs(profile: str, fresh: bool) -> None:
-    """Execute the training notebook for every seed that has no run yet (`fresh`: for all).
+def train_grids(
+    profile: str, names: Sequence[str], rows: Sequence[str] = (), fresh: bool = False,
+    stale: bool = False, dry_run: bool = False, workers: int | None = None,
+    scheduler: str | None = None, score: bool = True,
+) -> None:
+    """Train the runs of grids (of these rows) that are missing or were made otherwise; score them.
 
-    The first seed's notebook is a chapter, its weights the profile's default.
+    stale: those by older code too; fresh: all. `GridError` names the runs that failed.
     """
+    preset(profile)
+    runs = {r.run_id: r for name in names for r in grid.read(name, profile, sweep.ROOT)
+            if not rows or r.run_id.rpartition("-s")[0] in rows}
+    table = grid.plan(list(runs.values()), profile, sweep.ROOT)
+    wanted = {grid.MISSING, grid.CHANGED, *([grid.OLDER] if stale else [])}
+    again = [name for name, found in zip(table["run"], table["status"], strict=True)
+             if fresh or found in wanted]
+    grid.show(table, again, workers or len(os.sched_getaffinity(0)))
+    if dry_run:
+        return
+    failed = {}
+    if again:
+        _prepare(profile, [runs[name].cfg for name in again])
+        failed = grid.execute([runs[n] for n in again], profile, sweep.ROOT, workers, scheduler)
+        _ship(profile, {*again} - {*failed})
+    if score:
+        score_runs(profile, again=False)
+    if failed:
+        raise grid.GridError("\n".join([f"{len(failed)} of {len(again)} runs failed", *(
+            f"{name}: {error}" for name, error in failed.items())]))
+
+
+def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
+    """What runs side by side only read: clips, decoded frames, pretrained towers."""
+    from cpllm import train
+
+    data = DATA / profile
+    if not (data / "manifest.csv").exists():
+        build_data(profile)
+    rows = manifests.read(data / "manifest.csv").query("split == 'train'")
+    for cfg in {train.store(data, cfg): cfg for cfg in cfgs}.values():
+        store_frames(rows, data, train.store(data, cfg), cfg)
+    for cfg in {(cfg.model.high, cfg.model.decoder): cfg for cfg in cfgs
+                if cfg.train.pretrained}.values():
+        from cpllm import pretrain
+
+        pretrain.ensure(cfg, data)
+
+
+def _ship(profile: str, trained: set[str]) -> None:
+    """The default model's first seed: its notebook is a chapter, its weights the package's."""
     from cpllm.infer import DEFAULT
 
-    ids = run_ids(profile)
-    for run_id, seed in ids.items():
-        folder = records.run_folder(RESULTS, profile, run_id)
-        if fresh:
-            shutil.rmtree(records.checkpoints(DATA / profile, run_id), ignore_errors=True)
-        elif (folder / "metrics.json").exists():
-            continue
-        home = RESULTS / profile / "notebooks" if run_id == next(iter(ids)) else folder
-        sweep.run_notebook(
-            NOTEBOOK, home / NOTEBOOK.name, {"profile": profile, "seed": seed, "run_id": run_id}
-        )
-        if run_id == _shipped(profile):
-            DEFAULT.parent.mkdir(exist_ok=True)
-            shutil.copyfile(_trained(profile, run_id), DEFAULT)
+    run_id = next(iter(run_ids(profile)))
+    if run_id not in trained:
+        return
+    chapter = RESULTS / profile / "notebooks" / grid.NOTEBOOK
+    chapter.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(DATA / profile / "notebooks" / f"{run_id}.ipynb", chapter)
+    if DEFAULT.stem == profile:
+        DEFAULT.parent.mkdir(exist_ok=True)
+        shutil.copyfile(DATA / profile / "weights" / f"{run_id}.safetensors", DEFAULT)
 
 
-def _shipped(profile: str) -> str | None:
-    """The run whose weights the package carries: the first, where it carries this profile's."""
-    from cpllm.infer import DEFAULT
-
-    return next(iter(run_ids(profile))) if DEFAULT.stem == profile else None
-
-
-def _trained(profile: str, run_id: str) -> Path:
-    return DATA / profile / "weights" / f"{run_id}.safetensors"
-
-
-def score_runs(profile: str, _fresh: bool = False) -> None:
+def score_runs(profile: str, again: bool = True) -> None:
     """Write predictions.csv of every run whose weights are at hand, and of the baselines.
 
-    Each video is decoded once for all. Rows of splits that are not built here stay as committed.
+    Each video is decoded once for all. Rows of splits that are not built here stay as committed,
+    and so do baselines that this code has measured. Without `again` of the runs only those that
+    have no predictions yet.
     """
     from cpllm.infer import load
 
@@ -116,37 +152,64 @@ def score_runs(profile: str, _fresh: bool = False) -> None:
     manifest = DATA / profile / "manifest.csv"
     table = manifests.read(manifest)
     table = table[table["split"] != "train"]
-    scorers = {run_id: load(path) for run_id, path in _weights(profile).items()}
-    columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in baselines.BASELINES))}
-    watch = partial(_watch, folder=DATA / profile, cfg=preset(profile).video)
+    weights = _weights(profile, again)
+    if not (weights or again):
+        return
+    scorers = {run_id: load(path) for run_id, path in weights.items()}
+    measures = _measures(profile, table)
+    columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in measures))}
+    watch = partial(_watch, folder=DATA / profile, m=preset(profile).video.key_frames,
+                    measures=measures, views={scorer.cfg.video for scorer in scorers.values()})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         seen = _ahead(pool, watch, table.to_dict("records"))
         for inputs, trivial in track(seen, "scoring videos", len(table), console=console):
             for run_id, scorer in scorers.items():
-                columns[run_id].append(scorer.frame_scores(inputs).mean(dtype=np.float64))
+                scores = scorer.frame_scores(inputs[scorer.cfg.video])
+                columns[run_id].append(scores.mean(dtype=np.float64))
             for name, value in trivial.items():
                 columns[f"{name}-s0"].append(value)
+    known = _record(profile, "videos.csv", manifests.prediction_rows(table))
     for run_id, predictions in columns.items():
-        _record(profile, run_id, manifests.prediction_rows(table).assign(prediction=predictions))
-    for name in baselines.BASELINES:
+        scored = table[["video"]].assign(prediction=predictions)
+        _record(profile, f"runs/{run_id}/predictions.csv", scored, known)
+    for name in measures:
         folder = records.run_folder(RESULTS, profile, f"{name}-s0")
-        records.write_json(folder / "config.json", {"baseline": name, "profile": profile})
+        records.write_json(folder / "config.json", {
+            "baseline": name, "profile": profile, "code_sha256": records.file_hash(BASELINES)})
         records.write_json(
             folder / "provenance.json", records.provenance(start, 0, manifests.sha256(manifest))
         )
-    run_id, path = next(iter(_weights(profile).items()))
-    _repeat(profile, path, dict(zip(table["video"], columns[run_id], strict=True)))
+    if (run_id := next(iter(run_ids(profile)))) in scorers:
+        scores = dict(zip(table["video"], columns[run_id], strict=True))
+        _repeat(profile, weights[run_id], scores)
 
 
-def _weights(profile: str) -> dict[str, Path]:
-    """The profile's runs whose weights are here: trained ones, else the package's own."""
+def _weights(profile: str, again: bool = True, only: Iterable[str] = ()) -> dict[str, Path]:
+    """The profile's runs whose weights are here: the package's own, and trained ones.
+
+    Without `again` those without predictions, with `only` none but these.
+    """
     from cpllm.infer import DEFAULT
 
-    found = {run_id: _trained(profile, run_id) for run_id in run_ids(profile)}
-    shipped = _shipped(profile)
-    if shipped and not found[shipped].exists():
-        found[shipped] = DEFAULT
-    return {run_id: path for run_id, path in found.items() if path.exists()}
+    found = {next(iter(run_ids(profile))): DEFAULT} if DEFAULT.stem == profile else {}
+    found |= {p.stem: p for p in sorted((DATA / profile / "weights").glob("*.safetensors"))}
+    done = {p.parent.name for p in (RESULTS / profile / "runs").glob("*/predictions.csv")}
+    return {name: path for name, path in found.items()
+            if (again or name not in done) and name in (only or found)}
+
+
+def _measures(profile: str, table: pd.DataFrame) -> dict[str, baselines.Measure]:
+    """The baselines that this code has not measured yet on all of the table's videos."""
+
+    def done(name: str) -> bool:
+        folder = records.run_folder(RESULTS, profile, f"{name}-s0")
+        made = records.read_json(folder / "config.json").get("code_sha256")
+        path = folder / "predictions.csv"
+        return (made == records.file_hash(BASELINES) and path.exists()
+                and table["video"].isin(pd.read_csv(path)["video"]).all())
+
+    ready = baselines.measures(preset(profile), _fits(profile))
+    return {name: measure for name, measure in ready.items() if not done(name)}
 
 
 def _repeat(profile: str, weights: Path, scores: Mapping[str, float]) -> None:
@@ -186,40 +249,80 @@ def _ahead(pool: Executor, job: Callable, items: Iterable, ahead: int = 8) -> It
         yield waiting.popleft().result()
 
 
-def _watch(row: dict, folder: Path, cfg: config.Video) -> tuple[Batch, dict[str, float]]:
-    """What the model sees of a video, and the trivial baselines of its key frames."""
-    frames = video.key_frames(folder / f"{row['video']}.mp4", cfg.key_frames, threads=1)
-    trivial = {name: measure(row, frames) for name, measure in baselines.BASELINES.items()}
-    return model_inputs(frames, cfg), trivial
+def answer_runs(profile: str, _fresh: bool = False) -> None:
+    """Write answers.csv of the default runs whose weights are here: Table 3's pairs, in words."""
+    from cpllm import report
+    from cpllm.infer import load
+
+    rows = report.of_ladders(manifests.read(DATA / profile / "manifest.csv"), "test")
+    pairs = answers.pairs(rows, report.DIFFS)
+    for run_id, path in _weights(profile, only=run_ids(profile)).items():
+        table = answers.ask(pairs, answers.by_decoder(load(path), DATA / profile))
+        path = records.run_folder(RESULTS, profile, run_id) / "answers.csv"
+        records.write_csv(path, table.drop(columns=["better", "worse"]))
 
 
-def _record(profile: str, run_id: str, predictions: pd.DataFrame) -> None:
-    """Write a run's predictions beside those of splits that were not scored now."""
-    path = records.run_folder(RESULTS, profile, run_id) / "predictions.csv"
+def _fits(profile: str) -> dict[str, pd.DataFrame]:
+    """What baselines learnt from the training split; made where that is here and they are not."""
+    rows = manifests.read(DATA / profile / "manifest.csv").query("split == 'train'")
+    files = {b: records.run_folder(RESULTS, profile, f"{b}-s0") / "fit.csv" for b in baselines.FITS}
+    for name, file in files.items():
+        if len(rows) and not file.exists():
+            fit = baselines.FITS[name](rows, DATA / profile, preset(profile))
+            records.write(file, fit.to_csv(index=False))  # all digits: a covariance is inverted
+    return {name: pd.read_csv(file) for name, file in files.items() if file.exists()}
+
+
+def _watch(
+    row: dict, folder: Path, m: int, measures: dict[str, baselines.Measure],
+    views: set[config.Video],
+) -> tuple[dict[config.Video, Batch], dict[str, float]]:
+    """What models of these `views` see of a video, and the trivial baselines of M key frames."""
+    path = folder / f"{row['video']}.mp4"
+    frames = {n: video.key_frames(path, n, threads=1)
+              for n in {m, *(view.key_frames for view in views)}}
+    trivial = {name: measure(row, frames[m]) for name, measure in measures.items()}
+    return {view: model_inputs(frames[view.key_frames], view) for view in views}, trivial
+
+
+def _record(
+    profile: str, name: str, rows: pd.DataFrame, known: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Write rows beside those of splits that were not scored now; both together.
+
+    known: the videos that there are, where the rows don't say their split.
+    """
+    path = RESULTS / profile / name
     if path.exists():
-        kept = pd.read_csv(path, keep_default_na=False, na_values={"crf": ""})
-        kept = kept[~kept["split"].isin(predictions["split"])]
-        predictions = pd.concat([kept, predictions]) if len(kept) else predictions
-    records.write_csv(path, predictions)
+        kept = pd.read_csv(path, keep_default_na=False, na_values={"crf": ""})[list(rows)]
+        kept = kept[~kept["video"].isin(rows["video"]) & (
+            ~kept["split"].isin(rows["split"]) if known is None
+            else kept["video"].isin(known["video"]))]
+        rows = pd.concat([kept, rows]) if len(kept) else rows
+    records.write_csv(path, rows)
+    return rows
 
 
 def needed_splits(profile: str, fresh: bool) -> tuple[str, ...]:
     """A clone whose runs are committed needs the test split only; what is built stays built."""
     manifest = DATA / profile / "manifest.csv"
     built = set(pd.read_csv(manifest)["split"]) if manifest.exists() else set()
-    if fresh or "train" in built or not all(path.exists() for path in _metrics(profile)):
+    ids = [*run_ids(profile), *table_ids(profile)]
+    if fresh or "train" in built or not all(p.exists() for p in _metrics(profile, ids)):
         return ladder.SPLITS
     return ("test",)
 
 
-def _metrics(profile: str) -> list[Path]:
-    return [records.run_folder(RESULTS, profile, r) / "metrics.json" for r in run_ids(profile)]
+def _metrics(profile: str, ids: Iterable[str]) -> list[Path]:
+    return [records.run_folder(RESULTS, profile, run_id) / "metrics.json" for run_id in ids]
 
 
 def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
     """The stages in order, each with the files that it depends on and those that it makes."""
     splits = needed_splits(profile, fresh)
-    trained = tuple(str(path.relative_to(sweep.ROOT)) for path in _metrics(profile))
+    trained, tabled = (tuple(str(p.relative_to(sweep.ROOT)) for p in _metrics(profile, names))
+                       for names in (run_ids(profile), table_ids(profile)))
+    said = tuple(name.replace("metrics.json", "answers.csv") for name in trained[:1])
     manifest, predictions = (
         "data/{profile}/manifest.csv",
         "results/{profile}/runs/*/predictions.csv",
@@ -233,10 +336,16 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
 
     return (
         sweep.Step("build data", build, makers, (manifest,)),
-        sweep.Step("train", train_runs, (), trained, once=True),
-        sweep.Step("score", score_runs, (manifest, *weights, *judges), (predictions,)),
+        # FRESH=1 trains the tables' runs anew, not the default model: `cpllm sweep default` does.
+        sweep.Step("train", lambda profile, _: train_grids(profile, ["default"], score=False), (),
+                   trained, once=True),
+        sweep.Step("train the tables", lambda profile, fresh: train_grids(
+            profile, ["table"], fresh=fresh, score=False), (), tabled, once=True),
+        sweep.Step("score", lambda profile, _: score_runs(profile),
+                   (manifest, *weights, *judges), (predictions,)),
+        sweep.Step("answers", answer_runs, (), said, once=True),
         sweep.NOTEBOOKS["10_data"],
-        *(sweep.NOTEBOOKS[name] for name in ("12_lint", "30_table3", "60_evaluate", "70_claims")),
+        *(book for name, book in sweep.NOTEBOOKS.items() if name not in ("10_data", "20_train")),
     )
 
 

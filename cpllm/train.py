@@ -33,8 +33,7 @@ from cpllm import config, losses, mesh, metrics, records
 from cpllm.data import annotate, manifests, text
 from cpllm.data.batches import Batch, PairBatches, prefetch, store_frames
 from cpllm.infer import Scorer
-from cpllm.model import weights
-from cpllm.model.cpllm import CPLLM
+from cpllm.model import rivals, weights
 from cpllm.model.lora import trainable
 
 if TYPE_CHECKING:  # orbax takes a second to import, and a training without a folder needs none
@@ -88,34 +87,30 @@ class State(NamedTuple):
 
 
 def forward(
-    model: CPLLM, batch: dict[str, Array], groups: int = 1
-) -> tuple[Array, Array]:
-    """Quality float32[B,2] and the text's hidden states [B,L,D] of a batch of pairs and singles."""
-    u, v = model.see(batch["view"], batch["patches"], batch["present"])
+    model: nnx.Module, batch: dict[str, Array], groups: int = 1
+) -> tuple[Array, list[tuple[Array, ...]]]:
+    """Quality float32[B,2] of a batch of pairs and singles, and what was seen of both members."""
+    features = model.see(*(batch[k] for k in model.inputs))
     members = [batch["first"], batch["second"]]
 
     def pick(x: Array, index: Array) -> Array:  # within a group, so that no device asks another
         grouped = x.reshape(groups, -1, *x.shape[1:]), index.reshape(groups, -1)
         return jax.vmap(lambda x, i: x[i])(*grouped).reshape(-1, *x.shape[1:])
 
-    q_hat = model.score(u, v)
-    seen = [(pick(u, i), pick(v, i)) for i in members]
-    hidden = model.read(
-        seen, members[0] != members[1], {k: batch[k] for k in ("tokens", "valid", "answer")}
-    )
-    return jnp.stack([pick(q_hat, i) for i in members], 1), hidden
+    q_hat = model.score(*features)
+    seen = [tuple(pick(x, i) for x in features) for i in members]
+    return jnp.stack([pick(q_hat, i) for i in members], 1), seen
 
 
 def loss_parts(
-    model: CPLLM, batch: dict[str, Array], groups: int = 1
+    model: nnx.Module, batch: dict[str, Array], groups: int = 1
 ) -> tuple[Array, Array, Array]:
-    """L1, L2 and L3 of a batch in `groups`."""
-    q_hat, hidden = forward(model, batch, groups)
-    targets, answer = batch["tokens"][:, 1:], batch["answer"][:, 1:]
+    """L1, L2 and L3, or what a compared model has in its place, of a batch in `groups`."""
+    q_hat, seen = forward(model, batch, groups)
     return (
         losses.ranking_loss(batch["q"], q_hat),
         losses.regression_loss(batch["q"][:, 0], q_hat[:, 0], batch["has_mos"]),
-        losses.text_loss(hidden[:, :-1], model.decoder.logits, targets, answer),
+        model.own_loss(seen, batch),
     )
 
 
@@ -127,7 +122,7 @@ def init(
 
     def make():
         _, params, frozen = nnx.split(
-            CPLLM(cfg.model, nnx.Rngs(cfg.train.seed)), trainable(cfg.model), ...
+            rivals.build(cfg.model, nnx.Rngs(cfg.train.seed)), trainable(cfg.model), ...
         )
         return State(params, tx.init(params)), frozen
 
@@ -305,7 +300,7 @@ def validation_look(rows: pd.DataFrame, videos: Path) -> Callable[[Scorer], dict
     return look
 
 
-def _store(data: Path, cfg: config.Config) -> Path:
+def store(data: Path, cfg: config.Config) -> Path:
     """Folder of decoded frames, by what their decoding depends on."""
     size = f"{cfg.video.fit_width}x{cfg.video.fit_height}{'+' * cfg.video.enlarge}"
     return data / f"frames-{cfg.train.frames}-{size}"
@@ -328,7 +323,7 @@ def run(
     kept = records.checkpoints(data, run_id)
     if not resume:
         shutil.rmtree(kept, ignore_errors=True)
-    done = fit(cfg, rows["train"], data, _store(data, cfg), look, kept, fsdp)
+    done = fit(cfg, rows["train"], data, store(data, cfg), look, kept, fsdp)
     numbers = done.history.iloc[-1].to_dict()
     if jax.process_index() == 0:
         done.scorer.save(data / "weights" / f"{run_id}.safetensors")

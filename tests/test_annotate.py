@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cpllm import cli
+from cpllm import answers, cli
 from cpllm.data import annotate, gemini, ladder, manifests, text
 from tests.conftest import made_frames
 
@@ -150,6 +150,20 @@ def test_the_key_is_in_no_file_and_no_message(server, place, capsys, monkeypatch
         monkeypatch.delenv(name, raising=False)
     assert run(place, "--yes", "--out", str(place / "none.jsonl")) == 2
     assert "GEMINI_API_KEY" in capsys.readouterr().err
+
+
+def test_pairs_are_asked_in_both_orders_and_answered_in_words(server, place, monkeypatch):
+    pairs = pd.DataFrame({"better": ["c0.mp4", "c2.mp4"], "worse": ["c1.mp4", "c3.mp4"]})
+    rates = {}
+    for words in ("The first.", "Second!", "Both the first and the second are good.", "Neither."):
+        monkeypatch.setattr(sys.modules[__name__], "TEXT", words)
+        rates[words] = answers.ask(pairs, answers.by_gemini(place, rpm=60000))
+    assert [(r["first"].tolist(), r["second"].tolist()) for r in rates.values()] == [
+        ([1, 1], [1, 1]), ([-1, -1], [-1, -1]), ([0, 0], [0, 0]), ([0, 0], [0, 0])]
+    orders = [[p["inlineData"]["data"] for p in seen[3]["contents"][0]["parts"][:-1]]
+              for seen in server.seen[:4]]
+    assert orders[0] == orders[2][::-1] and orders[1] == orders[3][::-1]
+    assert server.seen[0][3]["contents"][0]["parts"][-1]["text"] == text.COMPARE
 
 
 def test_requests_keep_the_rate_whatever_the_number_of_threads(server, place):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from scipy import ndimage
 
-from cpllm import baselines, calibrate, config, pipeline
+from cpllm import baselines, calibrate, config, pipeline, records, report
 from cpllm.data import ladder, manifests, text
 from cpllm.infer import Scorer
 from cpllm.model.cpllm import CPLLM
@@ -44,7 +44,8 @@ def place(tmp_path, monkeypatch):
 
 
 def predictions(place, run_id):
-    return pd.read_csv(place / "results" / "smoke" / "runs" / run_id / "predictions.csv")
+    rows = report.read_runs("smoke", place / "results")
+    return rows[rows["run"] == run_id]
 
 
 def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place, ffmpeg):
@@ -64,7 +65,7 @@ def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place
     assert whole.set_index("video").loc[one, "prediction"] == pytest.approx(
         scorer.score(place / "data" / "smoke" / f"{one}.mp4").score, rel=1e-5
     )
-    for name in baselines.BASELINES:
+    for name in set(baselines.BASELINES) - set(baselines.FITS):
         assert len(predictions(place, f"{name}-s0")) == len(whole)
     manifests.write(table[table["split"] == "test"], place / "data" / "smoke" / "manifest.csv")
     pipeline.score_runs("smoke")
@@ -72,32 +73,36 @@ def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place
     pd.testing.assert_frame_equal(again, whole.sort_values("video", ignore_index=True))
 
 
+def test_what_baselines_learnt_is_kept_for_a_clone_without_the_training_split(place, ffmpeg):
+    data, cfg = place / "data" / "smoke", config.preset("smoke")
+    table = ladder.build(cfg, data, ("train", "test"), workers=1)
+    pipeline.score_runs("smoke")
+    before = {name: predictions(place, f"{name}-s0") for name in baselines.BASELINES}
+    manifests.write(table[table["split"] == "test"], data / "manifest.csv")
+    pipeline.score_runs("smoke")
+    for name, rows in before.items():
+        pd.testing.assert_frame_equal(predictions(place, f"{name}-s0"), rows)
+
+
 def test_a_clone_with_committed_runs_needs_the_test_split_only(place):
     assert pipeline.needed_splits("smoke", fresh=False) == ladder.SPLITS
-    folder = place / "results" / "smoke" / "runs" / "default-s0"
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text("{}")
+    for run_id in (*pipeline.run_ids("smoke"), *pipeline.table_ids("smoke")):
+        records.write_json(place / "results" / "smoke" / "runs" / run_id / "metrics.json", {})
     assert pipeline.needed_splits("smoke", fresh=False) == ("test",)
     assert pipeline.needed_splits("smoke", fresh=True) == ladder.SPLITS
 
 
-def test_training_skips_seeds_that_have_run_and_names_each_run(place, monkeypatch):
-    three = config.preset("smoke")
-    three = config.Config(three.profile, three.model, three.train, three.video, three.data, (0, 1))
-    monkeypatch.setitem(config.PRESETS, "smoke", lambda: three)
-    ran = []
-    monkeypatch.setattr(
-        pipeline.sweep, "run_notebook", lambda _, output, values: ran.append((output, values))
-    )
-    done = place / "results" / "smoke" / "runs" / "default-s0"
-    done.mkdir(parents=True)
-    (done / "metrics.json").write_text("{}")
-    pipeline.train_runs("smoke", fresh=False)
-    assert [(v["run_id"], v["seed"]) for _, v in ran] == [("default-s1", 1)]
-    pipeline.train_runs("smoke", fresh=True)
-    assert [v["seed"] for _, v in ran[1:]] == [0, 1]
-    assert ran[1][0].parent == place / "results" / "smoke" / "notebooks"
-    assert ran[2][0].parent.name == "default-s1"
+def test_the_first_seed_of_the_default_is_a_chapter_and_the_packages_weights(place, monkeypatch):
+    default = place / "package" / "smoke.safetensors"
+    monkeypatch.setattr("cpllm.infer.DEFAULT", default)
+    for name, held in ("notebooks/default-s0.ipynb", "{}"), ("weights/default-s0.safetensors", "w"):
+        (place / "data" / "smoke" / name).parent.mkdir(parents=True)
+        (place / "data" / "smoke" / name).write_text(held)
+    pipeline._ship("smoke", {"default-s1", "cpllm-s0"})
+    assert not default.exists()
+    pipeline._ship("smoke", {"default-s0"})
+    assert default.read_text() == "w"
+    assert (place / "results" / "smoke" / "notebooks" / "20_train.ipynb").read_text() == "{}"
 
 
 @pytest.mark.slow

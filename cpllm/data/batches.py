@@ -21,13 +21,19 @@ VIEWS = 2**31
 
 
 def model_inputs(frames: np.ndarray, cfg: config.Video) -> Batch:
-    """uint8[M,H,W,3] → `view` [M,H_h,W_h,3], `patches` [M,K,P,P,3], `present` bool[M,K]."""
+    """uint8[M,H,W,3] → `view` [M,H_h,W_h,3], `patches` [M,K,P,P,3], `present` bool[M,K].
+
+    With `cfg.following` also that, the view of the key frame half a clip on, as `view`.
+    """
     fitted = video.fit(frames, cfg.fit_height, cfg.fit_width, cfg.enlarge)
     patches, present = video.cut_patches(fitted, cfg.patch_size, cfg.patches)
+    view = video.resize(frames, cfg.high_size)
+    motion = {"following": np.roll(view, -(len(view) // 2), 0)} if cfg.following else {}
     return {
-        "view": video.resize(frames, cfg.high_size),
+        "view": view,
         "patches": patches,
         "present": np.broadcast_to(present, patches.shape[:2]).copy(),
+        **motion,
     }
 
 
@@ -58,6 +64,17 @@ def stored(store: Path, row) -> Path:
     return store / f"{row.video}-{getattr(row, 'sha256', None) or row.bytes}.npy"
 
 
+def causes(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What is known to be wrong with each clip: `fault` int32, 0 for none, `crf` float32 / 51.
+
+    -1 and NaN where the manifest, such as a user's, doesn't say.
+    """
+    codes = {name: i for i, name in enumerate(("none", *annotate.FAULTS))}
+    fault = rows.get("distortion", pd.Series("", rows.index)).map(codes).fillna(-1)
+    crf = rows.get("crf", pd.Series(np.nan, rows.index))
+    return {"fault": fault.to_numpy(np.int32), "crf": (crf / 51).to_numpy(np.float32)}
+
+
 class PairBatches:
     """The training set of one configuration; `batches[step]` is that step's batch.
 
@@ -83,6 +100,7 @@ class PairBatches:
         self.quality = (manifests.quality(self.rows) / 100).to_numpy(np.float32)
         self.original = (self.rows["role"] == "original").to_numpy()
         self.originals = np.flatnonzero(self.original)
+        self.causes = causes(self.rows)
         self.scene = self.rows.groupby("scene").indices
         self.stored = [stored(store, r) for r in self.rows.itertuples()]
         # A view is small, and its resizing a third of a batch's cost.
@@ -171,6 +189,7 @@ class PairBatches:
             "second": second,
             "q": q,
             "has_mos": has_mos,
+            **{k: np.array([[x[i[0]], x[i[-1]]] for i in items]) for k, x in self.causes.items()},
         }
 
     def _text(self, item: tuple[int, ...]) -> text.Text:
@@ -189,6 +208,9 @@ class PairBatches:
             patches, present = video.cut_patches(frame, cfg.patch_size, k, cells)
             view = change(self.view(i, at))
             out.append({"view": view, "patches": change(patches)[0], "present": present})
+            if cfg.following:
+                half = (at + self.cfg.train.frames // 2) % self.cfg.train.frames
+                out[-1]["following"] = change(self.view(i, half))
         return out
 
 

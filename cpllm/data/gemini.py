@@ -181,18 +181,27 @@ def _content(path: Path, model: str) -> str:
     return hashlib.sha256(asked.encode() + clip).hexdigest()
 
 
-def _ask(client, model: str, pace: Pace, frames: np.ndarray) -> dict:
+def compare(client, model: str, pace: Pace, first: np.ndarray, second: np.ndarray) -> float:
+    """Which of two frames uint8[H,W,3] looks better, in Gemini's words: 1 first, -1 second.
+
+    0 where the answer names neither or both, as "They are identical" does.
+    """
+    words = _ask(client, model, pace, [first, second], text.COMPARE)["text"].lower()
+    return float(("first" in words) - ("second" in words))
+
+
+def _ask(client, model: str, pace: Pace, frames, prompt: str = text.DESCRIBE) -> dict:
     from google.genai import types
 
     parts = [types.Part.from_bytes(data=_jpeg(f), mime_type="image/jpeg") for f in frames]
     pace.wait()
     answer = client.models.generate_content(
-        model=model, contents=[*parts, text.DESCRIBE],
+        model=model, contents=[*parts, prompt],
         config=types.GenerateContentConfig(temperature=0, seed=0, max_output_tokens=ANSWER))
     words = " ".join((answer.text or "").split())
     reason = answer.candidates[0].finish_reason if answer.candidates else None
     if not words or reason not in (None, types.FinishReason.STOP):
-        raise ValueError(f"expected three sentences, came {words[:40]!r}, ended by {reason}")
+        raise ValueError(f"expected an answer, came {words[:40]!r}, ended by {reason}")
     used = answer.usage_metadata
     return {"text": words, "tokens_in": used and used.prompt_token_count,
             "tokens_out": used and used.candidates_token_count}

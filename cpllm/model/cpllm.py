@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from cpllm import config
+from cpllm import config, losses
 from cpllm.model.gemma import Gemma, positions
 from cpllm.model.layers import Dense, Norm
 from cpllm.model.quality import Predictor
@@ -36,8 +36,12 @@ def prefix_mask(valid: Array, answer: Array) -> Array:
 class CPLLM(nnx.Module):
     """The whole model. `see` → (u, v); `score` and `read` both start from these."""
 
+    inputs = ("view", "patches", "present")
+    """What `see` takes of a batch."""
+
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         width = model.decoder.width
+        self.high_seen, self.low_seen = model.encoders != "low", model.encoders != "high"
         self.high = Siglip(model, rngs)
         self.low = VideoPrism(model, rngs)
         self.project_high = Dense(model.high.width, width, rngs)
@@ -54,12 +58,19 @@ class CPLLM(nnx.Module):
         """
         u = self.project_high(self.high(view))
         h = self.project_low(self.low(patches, present))
-        v = h.mean(1, where=present[..., None, None])
-        return u, self.pool_norm(v)
+        v = self.pool_norm(h.mean(1, where=present[..., None, None]))
+        return (u if self.high_seen else u[:, :0]), (v if self.low_seen else v[:, :0])
 
     def score(self, u: Array, v: Array) -> Array:
         """Per-frame quality float32[B] in (0, 1)."""
         return self.predictor(u, v)
+
+    def own_loss(self, seen: list[tuple[Array, Array]], batch: dict[str, Array]) -> Array:
+        """L3 (Eq. 3) of a batch's texts, from what `see` gave for each pair's two members."""
+        words = {k: batch[k] for k in ("tokens", "valid", "answer")}
+        hidden = self.read(seen, batch["first"] != batch["second"], words)
+        targets, answer = words["tokens"][:, 1:], words["answer"][:, 1:]
+        return losses.text_loss(hidden[:, :-1], self.decoder.logits, targets, answer)
 
     def read(self, seen: list[tuple[Array, Array]], second: Array, text: dict[str, Array]) -> Array:
         """Hidden states [B,L,D] at the text positions of [u1, v1, u2, v2, text] (or [u, v, text]).

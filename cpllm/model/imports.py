@@ -30,7 +30,7 @@ from cpllm import config
 from cpllm.data.text import load_gemma
 from cpllm.model import weights
 from cpllm.model.cpllm import CPLLM
-from cpllm.model.videoprism import resize_grid
+from cpllm.model.siglip import resize_grid
 
 Tensors = dict[str, np.ndarray]
 Readers = dict[str, Callable[[], np.ndarray]]

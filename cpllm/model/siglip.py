@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -20,6 +21,24 @@ def patchify(images: Array, patch: int) -> Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, patch * patch * c)
 
 
+def resize_grid(positions: Array, rows: int, columns: int) -> Array:
+    """Positions [n²,D] of a square grid, resampled bilinearly to [rows·columns,D]."""
+    n = math.isqrt(len(positions))
+    if (rows, columns) == (n, n):
+        return positions
+    grid = jax.image.resize(
+        positions.reshape(n, n, -1), (rows, columns, positions.shape[1]), "bilinear"
+    )
+    return grid.reshape(rows * columns, -1)
+
+
+def block(shape: config.Siglip | config.VideoPrism, rngs: nnx.Rngs) -> Block:
+    """One layer of a vision transformer of this width."""
+    norm = partial(Norm, shape.width)
+    mlp = MLP(shape.width, shape.mlp, shape.width, jax.nn.gelu, rngs)
+    return Block(norm(), Attention(shape.width, shape.heads, rngs), norm(), mlp)
+
+
 class Siglip(nnx.Module):
     """ViT with learned positions, LayerNorm and tanh-GELU.
 
@@ -28,24 +47,24 @@ class Siglip(nnx.Module):
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         shape = model.high
-
-        def block(rngs: nnx.Rngs) -> Block:
-            norm = partial(Norm, shape.width)
-            mlp = MLP(shape.width, shape.mlp, shape.width, jax.nn.gelu, rngs)
-            return Block(norm(), Attention(shape.width, shape.heads, rngs), norm(), mlp)
-
         self.patch, self.dtype, self.remat = shape.patch, model.dtype, model.remat
         self.embed = Dense(shape.patch**2 * 3, shape.width, rngs)
         tokens = (shape.image // shape.patch) ** 2
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, shape.width)) * 0.02)
-        self.blocks = stack(block, shape.layers - 1, rngs) if shape.layers > 1 else None
-        self.last = block(rngs)
+        make = partial(block, shape)
+        self.blocks = stack(make, shape.layers - 1, rngs) if shape.layers > 1 else None
+        self.last = make(rngs)
         self.norm = Norm(shape.width)
 
     def __call__(self, images: Array) -> Array:
-        """uint8[B,H,H,3] → float[B,T_h,D_h]; pixels are scaled to [-1, 1]."""
+        """0–255 of any type, [B,H,W,3] → float[B,T_h,D_h]; pixels are scaled to [-1, 1].
+
+        Positions of another grid than the tower's own are interpolated.
+        """
         x = patchify(images.astype(jnp.float32) / 127.5 - 1, self.patch)
-        x = self.embed(x.astype(self.dtype)) + self.positions[...].astype(self.dtype)
+        grid = [n // self.patch for n in images.shape[1:3]]
+        positions = resize_grid(self.positions[...], *grid)
+        x = self.embed(x.astype(self.dtype)) + positions.astype(self.dtype)
         if self.blocks is not None:
             x = run(self.blocks, x, remat=self.remat)
         return self.norm(self.last(x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import jax
@@ -12,7 +11,7 @@ from jax import Array
 
 from cpllm import config
 from cpllm.model.layers import MLP, Attention, Block, Dense, Norm, run, stack
-from cpllm.model.siglip import patchify
+from cpllm.model.siglip import patchify, resize_grid
 
 
 def box_mean(x: Array, size: int) -> Array:
@@ -34,17 +33,6 @@ def local_normalise(x: Array, size: int = 9, floor: float = 8 / 255) -> Array:
     mean = box_mean(x, size)
     variance = jnp.maximum(box_mean(x * x, size) - mean * mean, 0)
     return (x - mean) / (jnp.sqrt(variance) + floor)
-
-
-def resize_grid(positions: Array, rows: int, columns: int) -> Array:
-    """Positions [n²,D] of a square grid, resampled bilinearly to [rows·columns,D]."""
-    n = math.isqrt(len(positions))
-    if (rows, columns) == (n, n):
-        return positions
-    grid = jax.image.resize(
-        positions.reshape(n, n, -1), (rows, columns, positions.shape[1]), "bilinear"
-    )
-    return grid.reshape(rows * columns, -1)
 
 
 def centre_crop(x: Array, side: int) -> Array:
@@ -93,9 +81,7 @@ class VideoPrism(nnx.Module):
         `crop_patches` keeps the pixels, cuts the middle and interpolates the positions instead.
         """
         b, k, side = patches.shape[:3]
-        x = patches.reshape(b * k, side, side, 3).astype(jnp.float32) / 255
-        if self.local_norm:
-            x = local_normalise(x)
+        x = self.texture(patches.reshape(b * k, side, side, 3))
         if self.crop:
             x = centre_crop(x, side // self.shape.patch * self.shape.patch)
         elif side != self.shape.image:
@@ -103,6 +89,11 @@ class VideoPrism(nnx.Module):
         x = self.images(x)
         x = x.reshape(b, k, *x.shape[1:])
         return self.over_time(x, present) if self.as_clip else x
+
+    def texture(self, x: Array) -> Array:
+        """uint8[B,H,W,3] → float[B,H,W,3] in [0, 1], or normalised where the configuration says."""
+        x = x.astype(jnp.float32) / 255
+        return local_normalise(x) if self.local_norm else x
 
     def images(self, x: Array) -> Array:
         """The spatial stack alone: float[B,H,W,3] in [0, 1] → float[B,T_l,D_l].

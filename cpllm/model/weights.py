@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from cpllm import config
-from cpllm.model.cpllm import CPLLM
+from cpllm.model import rivals
 
 
 def names(state: nnx.State) -> dict[str, nnx.Variable]:
@@ -23,12 +23,12 @@ def names(state: nnx.State) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
-def shapes(model: config.Model) -> CPLLM:
+def shapes(model: config.Model) -> nnx.Module:
     """The model with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: CPLLM(model, nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: rivals.build(model, nnx.Rngs(0)))
 
 
-def save(path: Path, model: CPLLM, cfg: config.Config, tokenizer: Tokenizer) -> None:
+def save(path: Path, model: nnx.Module, cfg: config.Config, tokenizer: Tokenizer) -> None:
     """Write a model with its configuration and tokenizer."""
     tensors = {k: jax.device_get(v[...]) for k, v in names(nnx.state(model, nnx.Param)).items()}
     write(path, tensors, cfg, tokenizer)
@@ -45,7 +45,7 @@ def write(
     part.replace(path)
 
 
-def load(path: Path) -> tuple[CPLLM, config.Config, Tokenizer]:
+def load(path: Path) -> tuple[nnx.Module, config.Config, Tokenizer]:
     """Read a file that `save` wrote; ValueError names a missing, unexpected or misshapen tensor."""
     try:
         with safe_open(path, "numpy") as file:
