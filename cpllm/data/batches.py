@@ -41,7 +41,7 @@ def _store_one(source: Path, target: Path, frames: int, cfg: config.Video) -> No
     fitted = video.fit(
         video.key_frames(source, frames, threads=1), cfg.fit_height, cfg.fit_width, cfg.enlarge
     )
-    part = target.with_suffix(".part.npy")
+    part = target.with_suffix(f".{os.getpid()}.part.npy")  # another process may do the same
     np.save(part, fitted)
     part.replace(target)
 
