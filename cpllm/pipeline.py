@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # cpllm.infer imports JAX, which rendering and rebuilding tab
 
 DATA, RESULTS = sweep.ROOT / "data", sweep.ROOT / "results"
 NOTEBOOK = sweep.ROOT / "notebooks" / "20_train.ipynb"
+PRETRAIN = NOTEBOOK.with_name("15_pretrain.ipynb")
 console = Console(stderr=True)
 
 
@@ -92,6 +93,14 @@ def train_runs(profile: str, fresh: bool) -> None:
         if run_id == _shipped(profile):
             DEFAULT.parent.mkdir(exist_ok=True)
             shutil.copyfile(_trained(profile, run_id), DEFAULT)
+
+
+def pretrain_towers(profile: str, fresh: bool) -> None:
+    """Execute the notebook that makes what runs under the `table` recipe start from."""
+    if fresh:
+        shutil.rmtree(DATA / profile / "pretrained", ignore_errors=True)
+    home = RESULTS / profile / "notebooks"
+    sweep.run_notebook(PRETRAIN, home / PRETRAIN.name, {"profile": profile})
 
 
 def _shipped(profile: str) -> str | None:
@@ -168,7 +177,8 @@ def needed_splits(profile: str, fresh: bool) -> tuple[str, ...]:
     """A clone whose runs are committed needs the test split only; what is built stays built."""
     manifest = DATA / profile / "manifest.csv"
     built = set(pd.read_csv(manifest)["split"]) if manifest.exists() else set()
-    if fresh or "train" in built or not all(path.exists() for path in _metrics(profile)):
+    done = (*_metrics(profile), *_pretrained(profile))
+    if fresh or "train" in built or not all(path.exists() for path in done):
         return ladder.SPLITS
     return ("test",)
 
@@ -177,10 +187,17 @@ def _metrics(profile: str) -> list[Path]:
     return [records.run_folder(RESULTS, profile, r) / "metrics.json" for r in run_ids(profile)]
 
 
+def _pretrained(profile: str) -> list[Path]:
+    """The notebook of pretraining, where the profile's `table` recipe asks for it."""
+    asked = config.table(profile).train.pretrained
+    return [RESULTS / profile / "notebooks" / PRETRAIN.name] * asked
+
+
 def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
     """The stages in order, each with the files that it depends on and those that it makes."""
     splits = needed_splits(profile, fresh)
-    trained = tuple(str(path.relative_to(sweep.ROOT)) for path in _metrics(profile))
+    trained, pretrained = (tuple(str(path.relative_to(sweep.ROOT)) for path in paths)
+                           for paths in (_metrics(profile), _pretrained(profile)))
     manifest, predictions = (
         "data/{profile}/manifest.csv",
         "results/{profile}/runs/*/predictions.csv",
@@ -194,6 +211,7 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
 
     return (
         sweep.Step("build data", build, makers, (manifest,)),
+        *(sweep.Step("pretrain", pretrain_towers, (), (path,), once=True) for path in pretrained),
         sweep.Step("train", train_runs, (), trained, once=True),
         sweep.Step("score", score_runs, (manifest, *weights, *judges), (predictions,)),
         sweep.NOTEBOOKS["10_data"],

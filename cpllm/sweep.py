@@ -68,6 +68,7 @@ NOTEBOOKS = {
     for n in (
         Notebook("10_data", ("data_manifests/{profile}/*", *DATA)),
         Notebook("12_lint", ("data_manifests/{profile}/*", "cpllm/data/lint.py", *DATA)),
+        Notebook("15_pretrain"),
         Notebook("20_train"),
         Notebook(
             "30_table3", (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py")),
