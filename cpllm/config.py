@@ -139,6 +139,7 @@ class Train:
     keep: int = 2  # newest checkpoints that stay, beside the best
     accumulate: int = 1  # batches whose gradients make one update
     pretrained: bool = False  # high tower and decoder start as `cpllm.pretrain` left them
+    cache_high: bool = False  # what a frozen high tower makes of the frames, by `cpllm.features`
     select_scenes: int = 0  # validation scenes that a look scores; 0: all
 
 
@@ -146,10 +147,11 @@ class Train:
 class Pretrain:
     """What stands in for public checkpoints: see `cpllm.pretrain`."""
 
-    view_steps: int = 600  # of the high tower, on frames and captions
-    text_steps: int = 400  # of the decoder, on descriptions
-    batch: int = 64
-    learning_rate: float = 1e-3
+    view_steps: int = 600  # of the high tower, on `views` frames and their captions each
+    text_steps: int = 600  # of the decoder, on `texts` descriptions each
+    views: int = 64
+    texts: int = 16
+    learning_rate: float = 2e-3
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def smoke() -> Config:
             predictor_hidden=32,
             local_norm=True,
         ),
-        pretrain=Pretrain(view_steps=30, text_steps=30, batch=16),
+        pretrain=Pretrain(view_steps=30, text_steps=30, views=16, texts=8),
         train=Train(
             steps=60, batch=8, learning_rate=2e-3, schedule="cosine", warmup=10, clip_norm=1.0,
             max_text=88, augment=True, select_every=30,
@@ -253,10 +255,10 @@ REGIME = {
 """The paper's fine-tuning, from towers pretrained here."""
 
 TABLE: dict[str, dict[str, Any]] = {
-    "smoke": REGIME,
+    "smoke": {},  # pretraining would cost more than all of its training
     "pocket": {
-        **REGIME, "train.steps": 300, "train.patches": 4, "train.select_scenes": 12,
-        "train.select_every": 300, "train.save_every": 300, "train.warmup": 30,
+        **REGIME, "train.steps": 240, "train.patches": 4, "train.select_scenes": 28,
+        "train.select_every": 240, "train.save_every": 240, "train.warmup": 30,
         "video.key_frames": 2, "video.patches": 8,
     },
     "paper": {},

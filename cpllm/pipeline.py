@@ -20,10 +20,11 @@ from rich.progress import track
 
 from cpllm import answers, baselines, config, grid, records, sweep
 from cpllm.data import ladder, manifests, video
-from cpllm.data.batches import Batch, model_inputs, store_frames
+from cpllm.data.batches import Batch, frame_store, model_inputs, store_frames
 
 DATA, RESULTS = sweep.ROOT / "data", sweep.ROOT / "results"
 BASELINES = Path(baselines.__file__)
+PRETRAIN = sweep.ROOT / "notebooks" / "15_pretrain.ipynb"
 console = Console(stderr=True)
 
 
@@ -109,14 +110,12 @@ def train_grids(
 
 def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
     """What runs side by side only read: clips, decoded frames, pretrained towers."""
-    from cpllm import train
-
     data = DATA / profile
     if not (data / "manifest.csv").exists():
         build_data(profile)
     rows = manifests.read(data / "manifest.csv").query("split == 'train'")
-    for cfg in {train.store(data, cfg): cfg for cfg in cfgs}.values():
-        store_frames(rows, data, train.store(data, cfg), cfg)
+    for cfg in {frame_store(data, cfg): cfg for cfg in cfgs}.values():
+        store_frames(rows, data, frame_store(data, cfg), cfg)
     for cfg in {(cfg.model.high, cfg.model.decoder): cfg for cfg in cfgs
                 if cfg.train.pretrained}.values():
         from cpllm import pretrain
@@ -137,6 +136,14 @@ def _ship(profile: str, trained: set[str]) -> None:
     if DEFAULT.stem == profile:
         DEFAULT.parent.mkdir(exist_ok=True)
         shutil.copyfile(DATA / profile / "weights" / f"{run_id}.safetensors", DEFAULT)
+
+
+def pretrain_towers(profile: str, fresh: bool) -> None:
+    """Execute the notebook that makes what runs under the `table` recipe start from."""
+    if fresh:
+        shutil.rmtree(DATA / profile / "pretrained", ignore_errors=True)
+    home = RESULTS / profile / "notebooks"
+    sweep.run_notebook(PRETRAIN, home / PRETRAIN.name, {"profile": profile})
 
 
 def score_runs(profile: str, again: bool = True) -> None:
@@ -307,8 +314,9 @@ def needed_splits(profile: str, fresh: bool) -> tuple[str, ...]:
     """A clone whose runs are committed needs the test split only; what is built stays built."""
     manifest = DATA / profile / "manifest.csv"
     built = set(pd.read_csv(manifest)["split"]) if manifest.exists() else set()
-    ids = [*run_ids(profile), *table_ids(profile)]
-    if fresh or "train" in built or not all(p.exists() for p in _metrics(profile, ids)):
+    ids = [*run_ids(profile), *(table_ids(profile) if _begun(profile) else ())]
+    done = (*_metrics(profile, ids), *(_pretrained(profile) if _begun(profile) else ()))
+    if fresh or "train" in built or not all(path.exists() for path in done):
         return ladder.SPLITS
     return ("test",)
 
@@ -317,11 +325,24 @@ def _metrics(profile: str, ids: Iterable[str]) -> list[Path]:
     return [records.run_folder(RESULTS, profile, run_id) / "metrics.json" for run_id in ids]
 
 
+def _begun(profile: str) -> bool:
+    """Whether the tables' training has begun: only FRESH=1 and `cpllm sweep` begin it."""
+    return any(path.exists() for path in _metrics(profile, table_ids(profile)))
+
+
+def _pretrained(profile: str) -> list[Path]:
+    """The notebook of pretraining, where the profile's `table` recipe asks for it."""
+    asked = config.table(profile).train.pretrained
+    return [RESULTS / profile / "notebooks" / PRETRAIN.name] * asked
+
+
 def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
     """The stages in order, each with the files that it depends on and those that it makes."""
     splits = needed_splits(profile, fresh)
-    trained, tabled = (tuple(str(p.relative_to(sweep.ROOT)) for p in _metrics(profile, names))
-                       for names in (run_ids(profile), table_ids(profile)))
+    trained, tabled, pretrained = (
+        tuple(str(path.relative_to(sweep.ROOT)) for path in paths)
+        for paths in (_metrics(profile, run_ids(profile)), _metrics(profile, table_ids(profile)),
+                      _pretrained(profile)))
     said = tuple(name.replace("metrics.json", "answers.csv") for name in trained[:1])
     manifest, predictions = (
         "data/{profile}/manifest.csv",
@@ -334,18 +355,23 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
     def build(profile: str, _fresh: bool) -> None:
         build_data(profile, splits)
 
+    tables = (
+        *(sweep.Step("pretrain", pretrain_towers, (), (path,), once=True) for path in pretrained),
+        sweep.Step("train the tables", lambda profile, fresh: train_grids(
+            profile, ["table"], fresh=fresh, score=False), (), tabled, once=True),
+    )
     return (
         sweep.Step("build data", build, makers, (manifest,)),
         # FRESH=1 trains the tables' runs anew, not the default model: `cpllm sweep default` does.
         sweep.Step("train", lambda profile, _: train_grids(profile, ["default"], score=False), (),
                    trained, once=True),
-        sweep.Step("train the tables", lambda profile, fresh: train_grids(
-            profile, ["table"], fresh=fresh, score=False), (), tabled, once=True),
+        *(tables if fresh or _begun(profile) else ()),
         sweep.Step("score", lambda profile, _: score_runs(profile),
                    (manifest, *weights, *judges), (predictions,)),
         sweep.Step("answers", answer_runs, (), said, once=True),
         sweep.NOTEBOOKS["10_data"],
-        *(book for name, book in sweep.NOTEBOOKS.items() if name not in ("10_data", "20_train")),
+        *(book for name, book in sweep.NOTEBOOKS.items()
+          if name not in ("10_data", "15_pretrain", "20_train")),
     )
 
 

@@ -75,6 +75,7 @@ NOTEBOOKS = {
     for n in (
         Notebook("10_data", ("data_manifests/{profile}/*", *DATA)),
         Notebook("12_lint", ("data_manifests/{profile}/*", "cpllm/data/lint.py", *DATA)),
+        Notebook("15_pretrain"),
         Notebook("20_train"),
         *(Notebook(name, TABLE) for name in (
             "28_table1", "29_table2", "30_table3", "31_table4a", "32_table4b", "33_table4c",

@@ -53,10 +53,11 @@ class CPLLM(nnx.Module):
     def see(self, view: Array, patches: Array, present: Array) -> tuple[Array, Array]:
         """One key frame of each of B videos → u: [B,T_h,D], v: [B,T_l,D].
 
-        view: uint8[B,H_h,W_h,3]; patches: uint8[B,K,P,P,3]; present: bool[B,K], False for
-        the slots of a frame that holds fewer than K patches; the mean leaves them out.
+        view: uint8[B,H_h,W_h,3], or float[B,T_h,D_h], what the high-level encoder made of it;
+        patches: uint8[B,K,P,P,3]; present: bool[B,K], False for the slots of a frame that holds
+        fewer than K patches; the mean leaves them out.
         """
-        u = self.project_high(self.high(view))
+        u = self.project_high(self.high(view) if view.dtype == jnp.uint8 else view)
         h = self.project_low(self.low(patches, present))
         v = self.pool_norm(h.mean(1, where=present[..., None, None]))
         return (u if self.high_seen else u[:, :0]), (v if self.low_seen else v[:, :0])
