@@ -199,7 +199,7 @@ def test_each_notebook_runs_with_runs_and_without(results, tmp_path, name, capsy
 
 def test_what_a_notebook_shows_names_profile_rows_and_what_is_missing(results, tmp_path):
     papermill.execute_notebook(
-        ROOT / "notebooks" / "50_ablation.ipynb", tmp_path / "out.ipynb", kernel_name="python3",
+        ROOT / "notebooks" / "28_table1.ipynb", tmp_path / "out.ipynb", kernel_name="python3",
         parameters={"profile": "smoke", "results": str(results), "draws": 20}, progress_bar=False)
     notebook = nbformat.read(tmp_path / "out.ipynb", 4)
     shown = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
