@@ -327,7 +327,8 @@ def sweep_grids(args: argparse.Namespace) -> None:
     _quiet()
     from cpllm import pipeline
 
-    pipeline.train_grids(args.profile, args.grids, args.rows, args.fresh, args.stale, args.dry_run,
+    pipeline.train_grids(args.profile, args.grids, args.rows, args.grids if args.fresh else (),
+                         args.stale, args.dry_run,
                          args.workers, args.scheduler)
 
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -78,24 +78,30 @@ def check_labels(profile: str, splits: Sequence[str],
 
 
 def train_grids(
-    profile: str, names: Sequence[str], rows: Sequence[str] = (), fresh: bool = False,
+    profile: str, names: Sequence[str], rows: Sequence[str] = (), fresh: Collection[str] = (),
     stale: bool = False, dry_run: bool = False, workers: int | None = None,
     scheduler: str | None = None, score: bool = True,
 ) -> None:
     """Train the runs of grids (of these rows) that are missing or were made otherwise; score them.
 
-    stale: those by older code too; fresh: all. `GridError` names the runs that failed.
+    stale: those by older code too; fresh: all of these grids. `GridError` names the runs that
+    failed.
     """
     preset(profile)
-    runs = {r.run_id: r for name in names for r in grid.read(name, profile, sweep.ROOT)
+    found = {name: grid.read(name, profile, sweep.ROOT) for name in names}
+    runs = {r.run_id: r for those in found.values() for r in those
             if not rows or r.run_id.rpartition("-s")[0] in rows}
+    anew = {r.run_id for name in fresh for r in found[name]}
     table = grid.plan(list(runs.values()), profile, sweep.ROOT)
     wanted = {grid.MISSING, grid.CHANGED, *([grid.OLDER] if stale else [])}
-    again = [name for name, found in zip(table["run"], table["status"], strict=True)
-             if fresh or found in wanted]
+    again = [name for name, status in zip(table["run"], table["status"], strict=True)
+             if name in anew or status in wanted]
     grid.show(table, again, workers or len(os.sched_getaffinity(0)))
     if dry_run:
         return
+    for name in anew:  # so that what is interrupted goes on
+        for made in ("provenance.json", "metrics.json"):
+            (records.run_folder(RESULTS, profile, name) / made).unlink(missing_ok=True)
     failed = {}
     if again:
         _prepare(profile, [runs[name].cfg for name in again])
@@ -314,9 +320,8 @@ def needed_splits(profile: str, fresh: bool) -> tuple[str, ...]:
     """A clone whose runs are committed needs the test split only; what is built stays built."""
     manifest = DATA / profile / "manifest.csv"
     built = set(pd.read_csv(manifest)["split"]) if manifest.exists() else set()
-    ids = [*run_ids(profile), *(table_ids(profile) if _begun(profile) else ())]
-    done = (*_metrics(profile, ids), *(_pretrained(profile) if _begun(profile) else ()))
-    if fresh or "train" in built or not all(path.exists() for path in done):
+    done = all(path.exists() for path in _metrics(profile, run_ids(profile)))
+    if fresh or "train" in built or not done:
         return ladder.SPLITS
     return ("test",)
 
@@ -325,9 +330,9 @@ def _metrics(profile: str, ids: Iterable[str]) -> list[Path]:
     return [records.run_folder(RESULTS, profile, run_id) / "metrics.json" for run_id in ids]
 
 
-def _begun(profile: str) -> bool:
-    """Whether the tables' training has begun: only FRESH=1 and `cpllm sweep` begin it."""
-    return any(path.exists() for path in _metrics(profile, table_ids(profile)))
+def _unfinished(profile: str) -> Path:
+    """There while FRESH=1 has not trained all of the tables' runs; another call goes on."""
+    return sweep.ROOT / ".cache" / "reproduce" / profile / "unfinished"
 
 
 def _pretrained(profile: str) -> list[Path]:
@@ -355,17 +360,23 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
     def build(profile: str, _fresh: bool) -> None:
         build_data(profile, splits)
 
-    tables = (
-        *(sweep.Step("pretrain", pretrain_towers, (), (path,), once=True) for path in pretrained),
-        sweep.Step("train the tables", lambda profile, fresh: train_grids(
-            profile, ["table"], fresh=fresh, score=False), (), tabled, once=True),
-    )
+    # FRESH=1 trains the tables' runs anew, not a default model of a longer recipe: that is
+    # `cpllm sweep default`. Side by side, so that no core waits.
+    grids = ["default", *(["table"] if fresh or _unfinished(profile).exists() else [])]
+    old = ["table"] if config.TABLE[profile] else grids
+
+    def train(profile: str, fresh: bool) -> None:
+        if fresh:
+            records.write(_unfinished(profile), "")
+        train_grids(profile, grids, fresh=old if fresh else (), score=False)
+        _unfinished(profile).unlink(missing_ok=True)
+
+    tabled = tabled if "table" in grids else ()
     return (
         sweep.Step("build data", build, makers, (manifest,)),
-        # FRESH=1 trains the tables' runs anew, not the default model: `cpllm sweep default` does.
-        sweep.Step("train", lambda profile, _: train_grids(profile, ["default"], score=False), (),
-                   trained, once=True),
-        *(tables if fresh or _begun(profile) else ()),
+        *(sweep.Step("pretrain", pretrain_towers, (), (path,), once=True)
+          for path in pretrained if tabled),
+        sweep.Step("train", train, (), (*trained, *tabled), once=True),
         sweep.Step("score", lambda profile, _: score_runs(profile),
                    (manifest, *weights, *judges), (predictions,)),
         sweep.Step("answers", answer_runs, (), said, once=True),

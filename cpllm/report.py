@@ -308,8 +308,8 @@ def measure(system: str, jobs: Iterable[tuple], status: str, draws: int) -> list
 
 def _paper3(results: Path | str) -> pd.DataFrame:
     paper = pd.read_csv(Path(results) / "paper.csv", dtype=str).query("exhibit == 'table3'")
-    rows = [row(row.system + PAPER, row.metric, float(row.value), n_sources=None, n_items=None,
-                 seeds=None, status="paper") for row in paper.itertuples()]
+    rows = [row(r.system + PAPER, r.metric, float(r.value), n_sources=None, n_items=None,
+                seeds=None, status="paper") for r in paper.itertuples()]
     return pd.DataFrame(rows, columns=COLUMNS).astype(COUNTS)
 
 

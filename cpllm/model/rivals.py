@@ -262,17 +262,17 @@ class QAlign(Rival):
         shape = dataclasses.replace(model.decoder, layers=layers, vocab=LEVELS + 1)
         self.high = Siglip(model, rngs)
         self.project_high = Dense(model.high.width, shape.width, rngs)
-        self.decoder = Gemma(dataclasses.replace(model, decoder=shape), rngs)
+        self.reader = Gemma(dataclasses.replace(model, decoder=shape), rngs)
         self.number = Dense(shape.width, 1, rngs)
 
     def see(self, view: Array) -> tuple[Array]:
         """Logits of the words, float32[B,LEVELS]; without mechanism a number's, float32[B,1]."""
         u = self.project_high(self.high(view))
-        ask = self.decoder.embed(jnp.full((len(u), 1), LEVELS))
+        ask = self.reader.embed(jnp.full((len(u), 1), LEVELS))
         x = jnp.concatenate([u, ask], 1)
         seen = jnp.ones(x.shape[:2], bool)
-        last = self.decoder(x, prefix_mask(seen, ~seen), positions(seen))[:, -1]
-        return (self.decoder.logits(last)[:, :LEVELS] if self.mechanism else
+        last = self.reader(x, prefix_mask(seen, ~seen), positions(seen))[:, -1]
+        return (self.reader.logits(last)[:, :LEVELS] if self.mechanism else
                 self.number(last).astype(jnp.float32),)
 
     def score(self, logits: Array) -> Array:
