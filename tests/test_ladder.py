@@ -286,11 +286,25 @@ def test_committed_labels_are_taken_where_frames_are_the_same(tmp_path, committe
     assert (rows["proxy"] == 12.5).all() and (rows["psnr"] == 34.5).all()
 
 
+def test_frames_of_a_committed_file_are_not_decoded_again(tmp_path, committed, built, monkeypatch):
+    scene = scenes.catalog(TINY.data)[0]
+    first, path = f"{scene.name}@original", committed / "train.csv"
+    table = manifests.read(path)
+    table.loc[table["video"] == first, "file"] = "0" * 16
+    manifests.write(table, path)
+    decoded, hashed = [], ladder.frames_sha256
+    monkeypatch.setattr(ladder, "frames_sha256", lambda p: decoded.append(p.stem) or hashed(p))
+    rows = made_here(scene, tmp_path, committed)
+    truth = built[1].set_index("video").loc[rows.index]
+    assert decoded == [first]
+    assert (rows["sha256"] == truth["sha256"]).all() and (rows["file"] == truth["file"]).all()
+
+
 def test_label_is_computed_where_frames_differ(built, tmp_path, committed):
     scene = scenes.catalog(TINY.data)[0]
     other, path = f"{scene.name}@crf40", committed / "train.csv"
     table = manifests.read(path)
-    table.loc[table["video"] == other, "sha256"] = "0" * 16
+    table.loc[table["video"] == other, ["sha256", "file"]] = "0" * 16
     manifests.write(table, path)
     rows = made_here(scene, tmp_path, committed)
     truth = built[1].set_index("video")

@@ -221,8 +221,10 @@ def test_damage_inside_a_clip_is_found_by_decoding_all_of_it(root):
     path = root / "ia-batch1" / "clip0.mp4"
     ladder.encode(made_frames(), path, 10, 25)
     data = bytearray(path.read_bytes())
-    middle = data.index(b"mdat") + len(data) // 2
-    data[middle:middle + 4000] = b"\xff" * 4000
+    start = data.index(b"mdat") - 4
+    size = int.from_bytes(data[start:start + 4], "big")
+    late = slice(start + size * 3 // 4, start + size)  # the first frames and the index stay
+    data[late] = b"\xff" * (late.stop - late.start)
     path.write_bytes(data)
     table = datasets.rows(root / "lsvq_train.txt", datasets.card("lsvq"))
     _, shallow = datasets.inspect(table, root, progress=False)

@@ -22,8 +22,9 @@ def test_every_set_has_the_configured_counts():
     ladders = collections.Counter(s.dataset for s in found if s.codecs)
     assert ladders == {"lsvq-train": 5, "lsvq-validation": 4, "lsvq-test": 3}
     singles = collections.Counter(s.dataset for s in found if not s.codecs)
-    others = {"lsvq-train": 8, "lsvq-validation": 2, "yt-compress": 8}  # a quarter more than 6
-    assert singles == {name: others.get(name, 6) for name in scenes.SETS}
+    counts = {"train": 8, "validation": 2, "test": 6}
+    assert singles == {name: round(counts[kind.split] * kind.share)
+                       for name, kind in scenes.SETS.items()}
     assert all(s.split == scenes.SETS[s.dataset].split for s in found)
 
 

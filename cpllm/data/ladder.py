@@ -332,14 +332,16 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
                                            _seed(scene, take))
             path.unlink(missing_ok=True)
             encode(film[take], path, row["crf"], scene.fps, row["codec"], data.preset)
-            row |= {"bytes": path.stat().st_size, "sha256": frames_sha256(path)}
+            row |= {"bytes": path.stat().st_size, "file": _file_sha256(path)}
+            same = row["video"] in known.index and known.at[row["video"], "file"] == row["file"]
+            row["sha256"] = known.at[row["video"], "sha256"] if same else frames_sha256(path)
         except Exception as error:  # of one clip; named below, with the others
             _quarantine(path, path)
             failed[row["video"]] = f"{type(error).__name__}: {error}"
     if failed:
         raise BuildError("; ".join(f"{video}: {error}" for video, error in failed.items()))
     _label(rows, film[-1], scene, data, root, known)
-    files = {row["video"]: _file_sha256(root / f"{row['video']}.mp4") for row in rows}
+    files = {row["video"]: row["file"] for row in rows}
     part = record.with_suffix(f".{os.getpid()}.part")
     held = {"recipe": _recipe(scene, data), "files": files, "rows": rows}
     part.write_text(json.dumps(held, indent=1))
@@ -455,4 +457,5 @@ def _recorded(scene: scenes.Scene, data: Data, root: Path) -> list[dict] | None:
 
 
 def _file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """First 16 hex digits of the SHA-256 of the file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -54,10 +54,12 @@ SCHEMA = {
     "ssim": Column(float, -1, 1),
     "bytes": Column(int, 1),
     "sha256": Column(str, pattern="[0-9a-f]{16}"),
+    "file": Column(str, pattern="[0-9a-f]{16}", optional=True),
     "content": Column(str),
     "style": Column(str),
 }
-"""`video` is the file's stem; `proxy` the FR-proxy (VMAF); `sha256` is over decoded frames."""
+"""`video` is the file's stem; `proxy` the FR-proxy (VMAF); `sha256` is over decoded
+frames, `file` over the file's bytes."""
 
 PATH = r"(?!/|[A-Za-z]:)(?!(.*/)?\.\.(/|$))[^\\\x00-\x1f]*[^\\\x00-\x1f/]"
 """Relative and below its root on every system."""

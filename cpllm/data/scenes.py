@@ -152,7 +152,7 @@ class Set(NamedTuple):
     """A counterpart of one of the paper's sets: where its scenes come from and how large they are.
 
     photos: the share of photographs; lines: short sides in turn, in pixels; share: of the number
-    of scenes without a ladder that the configuration names.
+    of scenes without a ladder that the configuration names, for 150 originals each.
     """
 
     split: str
@@ -166,13 +166,14 @@ class Set(NamedTuple):
 SETS = {
     "lsvq-train": Set("train", SEEN, 0.25, LINES),
     "lsvq-validation": Set("validation", SEEN, 0.2, LINES),
-    "lsvq-test": Set("test", (*UNSEEN, *SEEN), 0.25, LINES),
-    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1, (540, 600) * 7 + (720, 1080)),
+    "lsvq-test": Set("test", (*UNSEEN, *SEEN), 0.25, LINES, share=0.65),
+    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1, (540, 600) * 7 + (720, 1080), share=0.95),
     "yt-compress": Set("test", ("terrain", "game", "collage", "bokeh", "weave"), 0.3, SMALL,
                        share=1.25),
     "youtube-ugc": Set("test", ("text", "lowlight", "game", "collage", "astronomy", "cartoon"), 0.3,
                        SMALL),
-    "live-yt-gaming": Set("test", ("game", "solids", "pixelart", "game", "cartoon"), 0.0, SMALL),
+    "live-yt-gaming": Set("test", ("game", "solids", "pixelart", "game", "cartoon"), 0.0, SMALL,
+                          share=0.8),
     "shorts-sdr": Set("test", ("collage", "bokeh", "text", "leaves", "lowlight"), 0.3, SMALL, TALL),
     "shorts-hdr2sdr": Set("test", ("terrain", "lowlight", "bokeh", "collage", "solids"), 0.3, SMALL,
                           TALL),
