@@ -12,6 +12,7 @@ from cpllm import answers, baselines, config, infer, metrics, train
 from cpllm.data import annotate, batches, text, video
 from cpllm.infer import Scorer
 from cpllm.model import rivals, weights
+from cpllm.model.cpllm import CPLLM
 from cpllm.model.lora import trainable
 from tests.conftest import made_frames
 
@@ -45,8 +46,17 @@ def frames(cfg, n=4, seed=0):
     }
 
 
+@nnx.jit
+def see(model, batch):
+    return model.see(*(batch[k] for k in model.inputs))
+
+
+@nnx.jit
 def score(model, batch):
-    return np.asarray(model.score(*model.see(*(batch[k] for k in model.inputs))))
+    return model.score(*see(model, batch))
+
+
+parts = nnx.jit(train.loss_parts)
 
 
 @kinds
@@ -84,7 +94,7 @@ def test_the_subnets_of_coinvq_learn_causes_only_with_the_mechanism():
         cfg, model = make("coinvq", on)
         batch = frames(cfg)
         unknown = batch | {"fault": batch["fault"] * 0 - 1, "crf": batch["crf"] * np.nan}
-        own, blind = (float(train.loss_parts(model, b)[2]) for b in (batch, unknown))
+        own, blind = (float(parts(model, b)[2]) for b in (batch, unknown))
         assert (own > 0) is on
         assert blind == 0
 
@@ -92,14 +102,14 @@ def test_the_subnets_of_coinvq_learn_causes_only_with_the_mechanism():
 def test_q_align_scores_by_the_words_probabilities_and_learns_nothing_else():
     cfg, model = make("q-align")
     batch = frames(cfg)
-    (logits,) = model.see(batch["view"])
+    (logits,) = see(model, batch)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(score(model, batch), p @ [0.1, 0.3, 0.5, 0.7, 0.9], rtol=1e-5)
-    graph, params = nnx.split(model)
-    for on, moves in ((True, False), (False, True)):
-        graph = nnx.split(make("q-align", on)[1])[0]
-        grads = jax.grad(lambda p: sum(train.loss_parts(nnx.merge(graph, p), batch)[:2]))(params)  # noqa: B023
-        assert any(jnp.abs(x).max() > 0 for x in jax.tree.leaves(grads)) is moves
+    for on in (True, False):
+        graph, params = nnx.split(make("q-align", on)[1])
+        both = jax.jit(jax.grad(lambda p, g=graph: sum(parts(nnx.merge(g, p), batch)[:2])))
+        moved = any(np.abs(x).max() > 0 for x in jax.tree.leaves(both(params)))
+        assert moved is not on
     sure = jnp.log(jnp.eye(5)[jnp.array([[0, 1], [3, 4]])] + 1e-9)
     q = jnp.array([[0.1, 0.3], [0.7, 1.0]])
     assert float(model.own_loss([(sure[:, 0],), (sure[:, 1],)], {"q": q})) < 1e-6
@@ -140,8 +150,8 @@ def test_a_few_steps_lower_a_rivals_loss(kind):
     step, seen = train.make_step(graph, tx, cfg.train.weights), []
     state = train.State(params, tx.init(params))
     for _ in range(25):
-        state, parts = step(state, frozen, batch)
-        seen.append(float(parts[2] if kind == "q-align" else parts.sum()))
+        state, three = step(state, frozen, batch)
+        seen.append(float(three[2] if kind == "q-align" else three.sum()))
     assert np.isfinite(seen).all()
     assert seen[-1] < 0.7 * seen[0]
 
@@ -300,6 +310,7 @@ def test_the_decoders_odds_are_its_logits_whatever_the_batch(monkeypatch):
     n = int(packed.valid.sum())
     given = {k: getattr(packed, k)[None, :n] for k in ("tokens", "valid", "answer")}
     seen = [scorer.middle(clips[name]) for name in ("0.mp4", "1.mp4")]
-    logits = model.decoder.logits(model.read(seen, np.array([True]), given)[0, -1])
+    hidden = nnx.jit(CPLLM.read)(model, seen, np.array([True]), given)
+    logits = model.decoder.logits(hidden[0, -1])
     ids = [TOKENIZER.encode(words, add_special_tokens=False).ids[0] for words in text.ANSWERS]
     assert one[0] == pytest.approx(float(logits[ids[0]] - logits[ids[1]]), abs=1e-4)
