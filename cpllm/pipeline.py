@@ -197,7 +197,8 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
         sweep.Step("train", train_runs, (), trained, once=True),
         sweep.Step("score", score_runs, (manifest, *weights, *judges), (predictions,)),
         sweep.NOTEBOOKS["10_data"],
-        *(sweep.NOTEBOOKS[name] for name in ("12_lint", "30_table3", "60_evaluate", "70_claims")),
+        *(sweep.NOTEBOOKS[name] for name in ("12_lint", "30_table3", "60_evaluate", "70_claims",
+                                            "80_benchmark_towers", "85_count_flops")),
     )
 
 

@@ -28,6 +28,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from tokenizers import Tokenizer
 
 from cpllm import config, losses, mesh, metrics, records
 from cpllm.data import annotate, manifests, text
@@ -40,6 +41,7 @@ from cpllm.model.lora import trainable
 if TYPE_CHECKING:  # orbax takes a second to import, and a training without a folder needs none
     from cpllm.checkpoint import Checkpoints
 
+Tensors = dict[str, np.ndarray]
 PARTS = ("ranking", "regression", "text")
 PRINT_EVERY = 100
 """Steps between lines where there is no terminal."""
@@ -120,19 +122,27 @@ def loss_parts(
 
 
 def init(
-    cfg: config.Config, tx: optax.GradientTransformation, devices: Mesh
+    cfg: config.Config,
+    tx: optax.GradientTransformation,
+    devices: Mesh,
+    given: Tensors | None = None,
 ) -> tuple[nnx.GraphDef, State, nnx.State]:
-    """(graph, state, frozen parameters), made on the devices where `mesh.RULES` put each leaf."""
+    """(graph, state, frozen parameters), made on the devices where `mesh.RULES` put each leaf.
+
+    given: leaves by name, as `weights.names` spells them, that do not start from random numbers.
+    """
     graph, *_ = nnx.split(weights.shapes(cfg.model), trainable(cfg.model), ...)
 
-    def make():
-        _, params, frozen = nnx.split(
-            CPLLM(cfg.model, nnx.Rngs(cfg.train.seed)), trainable(cfg.model), ...
-        )
+    def make(key: Array, given: Tensors):
+        model = CPLLM(cfg.model, nnx.Rngs(key))
+        _, *states = nnx.split(model, trainable(cfg.model), ...)
+        params, frozen = (weights.fill(state, given) for state in states)
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)  # also of a 16-bit file
         return State(params, tx.init(params)), frozen
 
-    where = mesh.shardings(jax.eval_shape(make), devices)
-    return graph, *jax.jit(make, out_shardings=where)()
+    start = jax.random.key(cfg.train.seed), mesh.spread(given or {}, devices)
+    where = mesh.shardings(jax.eval_shape(make, *start), devices)
+    return graph, *jax.jit(make, out_shardings=where)(*start)
 
 
 def make_step(
@@ -161,21 +171,24 @@ def fit(
     look: Callable[[Scorer], dict[str, float]] = lambda _: {},
     folder: Path | None = None,
     fsdp: int = 1,
+    given: Tensors | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Run:
     """Train on the manifest's rows; every `select_every` steps `look` measures the model.
 
     rows: the training split; videos: folder of its files; store: folder for decoded frames;
-    folder: of checkpoints, from whose last one training goes on; fsdp: see `mesh.make`.
+    folder: of checkpoints, from whose last one training goes on; fsdp: see `mesh.make`;
+    given: see `init`; tokenizer: made for the descriptions where there is none.
     Raises FloatingPointError at the first step with a loss that is not finite, SystemExit(0)
     when SIGTERM asked to stop and a checkpoint is saved.
     """
     devices = mesh.make(fsdp)
     store_frames(rows, videos, store, cfg)
     described = [annotate.describe(r) for r in rows.to_dict("records")]
-    tokenizer = text.train_tokenizer(described, cfg.model.decoder.vocab)
+    tokenizer = tokenizer or text.train_tokenizer(described, cfg.model.decoder.vocab)
     batches = PairBatches(rows, store, tokenizer, cfg, devices.size, mesh.own(devices))
     tx = optimizer(cfg.train)
-    graph, state, frozen = init(cfg, tx, devices)
+    graph, state, frozen = init(cfg, tx, devices, given)
     step = make_step(graph, tx, cfg.train.weights, devices.size)
 
     def scorer(state: State) -> Scorer:
@@ -311,15 +324,30 @@ def _store(data: Path, cfg: config.Config) -> Path:
     return data / f"frames-{cfg.train.frames}-{size}"
 
 
+def started(path: Path, model: config.Model) -> tuple[Tensors, Tokenizer]:
+    """Weights and tokenizer of a file, such as `cpllm import-weights` writes, for `fit`."""
+    given, _, tokenizer = weights.read(path)
+    leaves = weights.names(nnx.state(weights.shapes(model), nnx.Param))
+    expected, found = ({k: x.shape for k, x in part.items()} for part in (leaves, given))
+    weights.compare(path, expected, found)
+    return given, tokenizer
+
+
 def run(
-    cfg: config.Config, run_id: str, data: Path, results: Path, resume: bool = True, fsdp: int = 1
+    cfg: config.Config,
+    run_id: str,
+    data: Path,
+    results: Path,
+    resume: bool = True,
+    fsdp: int = 1,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Train one configuration and write its run record; returns the metrics.
 
-    data: folder that `ladder.build` filled (videos and `manifest.csv`). The weights go to
-    `data/weights/<run_id>.safetensors`; test rows are never opened here. A run that was cut short
-    goes on from its last checkpoint in `data/checkpoints/<run_id>`, or anew without `resume`;
-    once the record is written the checkpoints are removed.
+    data: folder that `ladder.build` filled (videos and `manifest.csv`); start: weights file to
+    begin with. The weights go to `data/weights/<run_id>.safetensors`; test rows are never opened
+    here. A run that was cut short goes on from its last checkpoint in `data/checkpoints/<run_id>`,
+    or anew without `resume`; once the record is written the checkpoints are removed.
     """
     begun = records.start()
     table = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
@@ -328,7 +356,8 @@ def run(
     kept = records.checkpoints(data, run_id)
     if not resume:
         shutil.rmtree(kept, ignore_errors=True)
-    done = fit(cfg, rows["train"], data, _store(data, cfg), look, kept, fsdp)
+    given = started(start, cfg.model) if start else ()
+    done = fit(cfg, rows["train"], data, _store(data, cfg), look, kept, fsdp, *given)
     numbers = done.history.iloc[-1].to_dict()
     if jax.process_index() == 0:
         done.scorer.save(data / "weights" / f"{run_id}.safetensors")
