@@ -80,10 +80,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     train.add_argument("--fresh", action="store_true", help="forget an unfinished run")
+    train.add_argument("--start", type=Path, metavar="FILE",
+                       help="weights to begin with, as import-weights writes them")
     train.add_argument("--fsdp", type=int, default=1, help="devices that share one model copy")
-    train.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, when several")
-    train.add_argument("--processes", type=int, help="how many (found by itself on TPU, SLURM)")
-    train.add_argument("--process", type=int, help="which of them this is")
+    train.add_argument("--coordinator", metavar="HOST:PORT",
+                       help="of process 0, when several; auto: found on TPU VMs, under SLURM")
+    train.add_argument("--processes", type=int, help="how many (auto finds it)")
+    train.add_argument("--process", type=int, help="which of them this is (auto finds it)")
     train.add_argument("--data", type=Path, metavar="DIR",
                        help="folder with a manifest.csv (default: what cpllm data made)")
     reproduce = verb("reproduce", reproduce_profile, "Redo what is not up to date.")
@@ -310,7 +313,8 @@ def train_model(args: argparse.Namespace) -> None:
     from cpllm import mesh, pipeline, records, train
 
     mesh.join(args.coordinator, args.processes, args.process)
-    cfg = config.replace(pipeline.preset(args.profile), seed=args.seed)
+    known = config if args.data else pipeline  # what is brought may be any profile's
+    cfg = config.replace(known.preset(args.profile), seed=args.seed)
     run_id = args.run_id or f"default-s{args.seed}"
     data = args.data or pipeline.DATA / args.profile
     kept = records.checkpoints(data, run_id)
@@ -319,7 +323,7 @@ def train_model(args: argparse.Namespace) -> None:
             f"{kept}: holds checkpoints of an unfinished run; --resume goes on from the last one, "
             "--fresh forgets them"
         )
-    train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp)
+    train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp, args.start)
 
 
 def sweep_grids(args: argparse.Namespace) -> None:

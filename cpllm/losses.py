@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+CHUNK = 32
+"""Answer tokens of each text whose logits exist at a time."""
+
 
 def ranking_loss(q: Array, q_hat: Array) -> Array:
     """Eq. 1: L1 = 1/B Σ max(0, -(q⁽¹⁾ - q⁽²⁾)(q̂⁽¹⁾ - q̂⁽²⁾)).
@@ -34,7 +37,7 @@ def text_loss(
     logits: Callable[[Array], Array],
     targets: Array,
     answer: Array,
-    chunk: int = 32,
+    chunk: int = CHUNK,
 ) -> Array:
     """Eq. 3: L3 = -1/Σ O_i Σ_i Σ_k log p̂_{i,k}(z_{i,k}), over answer tokens alone.
 

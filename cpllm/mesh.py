@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,32 +16,42 @@ RULES = {"kernel": P("fsdp", None), "table": P("fsdp", None)}
 biases, positions, LoRA's small factors) is whole on each device. Both axes cut the batch."""
 
 
-def make(fsdp: int = 1) -> Mesh:
-    """All devices of all processes, `fsdp` of them sharing one copy of the parameters.
+def make(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes (or `devices`), `fsdp` sharing one copy of the parameters.
 
     ValueError when the number of devices is no multiple of `fsdp`.
     """
-    devices = jax.device_count()
-    if fsdp < 1 or devices % fsdp:
-        raise ValueError(f"--fsdp: expected a divisor of the {devices} devices, got {fsdp}")
-    return jax.make_mesh((devices // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    devices = devices or jax.devices()
+    count, kinds = len(devices), (AxisType.Auto,) * 2
+    if fsdp < 1 or count % fsdp:
+        raise ValueError(f"--fsdp: expected a divisor of the {count} devices, got {fsdp}")
+    return jax.make_mesh((count // fsdp, fsdp), AXES, axis_types=kinds, devices=devices)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every leaf of a tree of arrays (or their shapes), by `RULES`.
 
-    An axis that `fsdp` does not divide stays whole.
+    A dotted key is a path as well. An axis that `fsdp` does not divide stays whole.
     """
 
     def rule(path, leaf) -> NamedSharding:
-        names = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
-        spec = next((RULES[name] for name in reversed(names) if name in RULES), P())
+        path = ".".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path)
+        spec = next((RULES[name] for name in reversed(path.split(".")) if name in RULES), P())
         axes = [None] * (leaf.ndim - len(spec)) + list(spec)
         if any(a and n % mesh.shape[a] for a, n in zip(axes, leaf.shape, strict=False)):
             axes = []
         return NamedSharding(mesh, P(*axes) if leaf.ndim >= len(spec) else P())
 
     return jax.tree_util.tree_map_with_path(rule, tree)
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds whole, laid out by `RULES`."""
+
+    def cut(x, where: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
+
+    return jax.tree.map(cut, tree, shardings(tree, mesh))
 
 
 def own(mesh: Mesh) -> range:
@@ -63,9 +74,11 @@ def whole(tree: Any, mesh: Mesh) -> Any:
 
 
 def join(coordinator: str | None, processes: int | None, index: int | None) -> None:
-    """Join the other processes: on TPU VMs and under SLURM all three are found by themselves.
+    """Join the other processes; alone without any of the three.
 
-    coordinator: "host:port" of process 0. Does nothing without any of the three.
+    coordinator: "host:port" of process 0, or "auto" on TPU VMs and under SLURM, which know it,
+    how many there are and which one this is.
     """
     if coordinator or processes:
-        jax.distributed.initialize(coordinator, processes, index)
+        jax.distributed.initialize(
+            None if coordinator == "auto" else coordinator, processes, index)  # fmt: skip

@@ -28,6 +28,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from tokenizers import Tokenizer
 
 from cpllm import config, features, losses, mesh, metrics, pretrain, records
 from cpllm.data import annotate, manifests, text
@@ -131,9 +132,10 @@ def init(
         model = rivals.build(cfg.model, nnx.Rngs(key))
         _, *states = nnx.split(model, trainable(cfg.model), ...)
         params, frozen = (weights.fill(state, given) for state in states)
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)  # also of a 16-bit file
         return State(params, tx.init(params)), frozen
 
-    start = jax.random.key(cfg.train.seed), given or {}
+    start = jax.random.key(cfg.train.seed), mesh.spread(given or {}, devices)
     where = mesh.shardings(jax.eval_shape(make, *start), devices)
     return graph, *jax.jit(make, out_shardings=where)(*start)
 
@@ -165,19 +167,20 @@ def fit(
     folder: Path | None = None,
     fsdp: int = 1,
     given: Tensors | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Run:
     """Train on the manifest's rows; every `select_every` steps `look` measures the model.
 
     rows: the training split; videos: folder of its files; store: folder for decoded frames;
     folder: of checkpoints, from whose last one training goes on; fsdp: see `mesh.make`;
-    given: see `init`.
+    given: see `init`; tokenizer: made for the descriptions where there is none.
     Raises FloatingPointError at the first step with a loss that is not finite, SystemExit(0)
     when SIGTERM asked to stop and a checkpoint is saved.
     """
     devices = mesh.make(fsdp)
     store_frames(rows, videos, store, cfg)
     described = [annotate.describe(r) for r in rows.to_dict("records")]
-    tokenizer = text.train_tokenizer(described, cfg.model.decoder.vocab)
+    tokenizer = tokenizer or text.train_tokenizer(described, cfg.model.decoder.vocab)
     tx = optimizer(cfg.train)
     graph, state, frozen = init(cfg, tx, devices, given)
     step = make_step(graph, tx, cfg.train.weights, devices.size)
@@ -319,15 +322,30 @@ def _some_scenes(rows: pd.DataFrame, n: int) -> pd.DataFrame:
     return rows[rows["scene"].isin(scenes[:: max(len(scenes) // n, 1)][:n])] if n else rows
 
 
+def started(path: Path, model: config.Model) -> tuple[Tensors, Tokenizer]:
+    """Weights and tokenizer of a file, such as `cpllm import-weights` writes, for `fit`."""
+    given, _, tokenizer = weights.read(path)
+    leaves = weights.names(nnx.state(weights.shapes(model), nnx.Param))
+    expected, found = ({k: x.shape for k, x in part.items()} for part in (leaves, given))
+    weights.compare(path, expected, found)
+    return given, tokenizer
+
+
 def run(
-    cfg: config.Config, run_id: str, data: Path, results: Path, resume: bool = True, fsdp: int = 1
+    cfg: config.Config,
+    run_id: str,
+    data: Path,
+    results: Path,
+    resume: bool = True,
+    fsdp: int = 1,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Train one configuration and write its run record; returns the metrics.
 
-    data: folder that `ladder.build` filled (videos and `manifest.csv`). The weights go to
-    `data/weights/<run_id>.safetensors`; test rows are never opened here. A run that was cut short
-    goes on from its last checkpoint in `data/checkpoints/<run_id>`, or anew without `resume`;
-    once the record is written the checkpoints are removed.
+    data: folder that `ladder.build` filled (videos and `manifest.csv`); start: weights file to
+    begin with. The weights go to `data/weights/<run_id>.safetensors`; test rows are never opened
+    here. A run that was cut short goes on from its last checkpoint in `data/checkpoints/<run_id>`,
+    or anew without `resume`; once the record is written the checkpoints are removed.
     """
     begun = records.start()
     table = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
@@ -336,8 +354,10 @@ def run(
     kept = records.checkpoints(data, run_id)
     if not resume:
         shutil.rmtree(kept, ignore_errors=True)
-    given = pretrain.load(pretrain.ensure(cfg, data), cfg.model) if cfg.train.pretrained else None
-    done = fit(cfg, rows["train"], data, frame_store(data, cfg), look, kept, fsdp, given)
+    given = started(start, cfg.model) if start else ()
+    if cfg.train.pretrained and not start:
+        given = (pretrain.load(pretrain.ensure(cfg, data), cfg.model),)
+    done = fit(cfg, rows["train"], data, frame_store(data, cfg), look, kept, fsdp, *given)
     numbers = done.history.iloc[-1].to_dict()
     if jax.process_index() == 0:
         done.scorer.save(data / "weights" / f"{run_id}.safetensors")

@@ -156,6 +156,17 @@ def test_weights_that_are_none_are_refused_by_name(capsys, mp4):
     assert "safetensors" in err
 
 
+def test_what_is_brought_trains_under_any_profile(capsys, tmp_path, monkeypatch):
+    from cpllm import config, train
+
+    seen = []
+    monkeypatch.setattr(train, "run", lambda cfg, *rest: seen.append((cfg.profile, rest[-1])))
+    brought = ["--data", str(tmp_path), "--start", str(tmp_path / "start.safetensors")]
+    code, *_ = run(capsys, "train", "--profile", "paper", *brought)
+    assert code == 0 and seen == [("paper", tmp_path / "start.safetensors")]
+    assert config.paper().data.dataset != "scenes"
+
+
 def test_the_paper_profile_says_what_to_bring(capsys):
     for verb in ("data", "train", "reproduce"):
         code, _, err = run(capsys, verb, "--profile", "paper")

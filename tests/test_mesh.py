@@ -86,3 +86,15 @@ def test_big_matrices_are_cut_over_fsdp_and_the_rest_is_whole():
 def test_a_number_of_devices_that_cannot_share_a_copy_is_refused():
     with pytest.raises(ValueError, match="--fsdp: expected a divisor of the 1 devices, got 3"):
         mesh.make(3)
+
+
+@pytest.mark.parametrize("given, passed", [
+    ((None, None, None), None),
+    (("auto", None, None), (None, None, None)),
+    (("host:1234", 2, 1), ("host:1234", 2, 1)),
+])  # fmt: skip
+def test_processes_join_by_name_or_by_what_the_cluster_knows(monkeypatch, given, passed):
+    seen = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: seen.append(args))
+    mesh.join(*given)
+    assert seen == ([passed] if passed else [])

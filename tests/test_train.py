@@ -50,6 +50,38 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(result, da
         assert all((kept[k] == other[k]).all() for k in kept) is same
 
 
+def test_training_starts_from_a_weights_file_and_keeps_its_tokenizer(result, data, tmp_path):
+    from cpllm.model import weights
+
+    start = data / "weights" / "default-s0.safetensors"
+    cfg = config.replace(CFG, steps=1, warmup=0, learning_rate=0.0, seed=1)
+    train.run(cfg, "onward", data, tmp_path, start=start)
+    (old, _, words), (new, _, same) = map(
+        weights.read, (start, data / "weights" / "onward.safetensors"))  # fmt: skip
+    assert all((old[k] == new[k]).all() for k in old) and old.keys() == new.keys()
+    assert words.to_str() == same.to_str()
+
+
+def test_trained_leaves_of_a_16_bit_file_become_float32_and_frozen_ones_stay(result, data):
+    import jax
+
+    from cpllm import mesh
+
+    lora = {"model.decoder_finetune": "lora", "model.high_finetune": "frozen"}
+    cfg = config.replace(CFG, **lora)
+    given, _ = train.started(data / "weights" / "default-s0.safetensors", CFG.model)
+    given = {k: x.astype("bfloat16") for k, x in given.items()}
+    _, state, frozen = train.init(cfg, train.optimizer(cfg.train), mesh.make(), given)
+    assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
+    assert {x.dtype.name for x in jax.tree.leaves(frozen)} == {"bfloat16"}
+
+
+def test_a_start_of_another_shape_is_refused(result, data, tmp_path):
+    cfg = config.replace(CFG, **{"model.predictor_hidden": 8})
+    with pytest.raises(ValueError, match=r"default-s0.*misshapen: predictor\.mlp\.inner\.bias"):
+        train.run(cfg, "other", data, tmp_path, start=data / "weights" / "default-s0.safetensors")
+
+
 def test_training_opens_no_test_video(data, tmp_path, monkeypatch):
     for path in data.glob("test_*.mp4"):
         path.rename(path.with_suffix(".hidden"))

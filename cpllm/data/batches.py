@@ -41,7 +41,7 @@ def _store_one(source: Path, target: Path, frames: int, cfg: config.Video) -> No
     fitted = video.fit(
         video.key_frames(source, frames, threads=1), cfg.fit_height, cfg.fit_width, cfg.enlarge
     )
-    part = target.with_suffix(f".{os.getpid()}.part.npy")  # another process may do the same
+    part = target.with_suffix(f".{os.urandom(4).hex()}.part.npy")  # others may do the same
     np.save(part, fitted)
     part.replace(target)
 
@@ -81,6 +81,12 @@ def causes(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     return {"fault": fault.to_numpy(np.int32), "crf": (crf / 51).to_numpy(np.float32)}
 
 
+def singles(cfg: config.Train) -> int:
+    """Single inputs among a batch's `batch` items."""
+    share = {"single": 1.0, "pairwise": 0.0, "mix": cfg.single_share}
+    return round(share[cfg.input_mode] * cfg.batch)
+
+
 class PairBatches:
     """The training set of one configuration; `batches[step]` is that step's batch.
 
@@ -118,7 +124,7 @@ class PairBatches:
         ]
         self.answers = [self._pack(text.COMPARE, answer) for answer in text.ANSWERS]
         self.groups, self.own = groups, own
-        counts = self.singles(), cfg.train.batch - self.singles()
+        counts = singles(cfg.train), cfg.train.batch - singles(cfg.train)
         if any(n % groups for n in counts):
             raise ValueError(
                 f"train.batch: expected singles and pairs that {groups} devices can share "
@@ -138,11 +144,6 @@ class PairBatches:
     def _view(self, i: int, at: int) -> np.ndarray:
         return video.resize(self._frame(i, at), self.cfg.video.high_size)[0]
 
-    def singles(self) -> int:
-        """Single inputs among a batch's `batch` items."""
-        share = {"single": 1.0, "pairwise": 0.0, "mix": self.cfg.train.single_share}
-        return round(share[self.cfg.train.input_mode] * self.cfg.train.batch)
-
     def _draw_single(self, rng: np.random.Generator) -> int:
         every = self.cfg.train.regress_on == "all"
         return int(rng.integers(len(self.rows)) if every else rng.choice(self.originals))
@@ -159,7 +160,7 @@ class PairBatches:
     def _draw(self, step: int) -> list[tuple]:
         """(members, key frame, seed of the cells, augmentation) of every item of a batch."""
         rng = np.random.default_rng([self.cfg.train.seed, step])
-        n = self.singles()
+        n = singles(self.cfg.train)
         items = [(self._draw_single(rng),) for _ in range(n)]
         items += [self._draw_pair(rng) for _ in range(self.cfg.train.batch - n)]
         augment = augmentation if self.cfg.train.augment else (lambda _: lambda x: x)

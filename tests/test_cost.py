@@ -1,0 +1,97 @@
+"""Counts of a training step against XLA's own, and the reading of a compiled text."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from cpllm import config, cost, mesh, train
+
+SMOKE = config.replace(config.smoke(), max_text=33)
+"""One layer in each stack and one chunk of logits: XLA counts what a loop holds once."""
+
+
+def regime(name: str) -> config.Config:
+    if name == "all":
+        return SMOKE
+    frozen = {"high_finetune": "frozen", "decoder_finetune": "lora", "lora_rank": 4, "remat": True}
+    return config.replace(SMOKE, **{f"model.{k}": v for k, v in frozen.items()})
+
+
+@pytest.mark.parametrize("name", ["all", "frozen"])
+def test_counted_flops_are_those_of_the_compiled_step(name):
+    cfg = regime(name)
+    cfg = config.replace(cfg, **{"model.decoder": dataclasses.replace(
+        cfg.model.decoder, width=128, mlp=512, head_dim=64)})  # fmt: skip
+    counted = cost.flops(cfg)["step"].sum()
+    found = cost.compiled(cfg, mesh.make(1, jax.devices()[:1])).cost_analysis()["flops"]
+    assert counted == pytest.approx(found, rel=0.1)
+
+
+def test_the_paper_s_step_costs_what_the_layers_products_add_up_to():
+    """By hand: 27 blocks of 1,152 and 4,304 on 1,024 tokens, 18 of Gemma's on 3,072."""
+    cfg = config.paper()
+    each = cost.flops(cfg) / cfg.train.batch
+    assert cost.sizes(cfg) == (192, 8, 1024, 256, 3072)
+    siglip = 27 * (2 * 1024 * (4 * 1152**2 + 2 * 1152 * 4304) + 4 * 1024**2 * 1152)
+    siglip += 2 * 1024 * 588 * 1152
+    assert each.loc["high"].tolist() == [1.5 * siglip, 1.5 * siglip]  # 1.5 frames, frozen
+    weights = 2 * 3072 * (1_981_884_416 - 2048 - 36 * 2048)  # without norms
+    attention, lora = 18 * 4 * 3072**2 * 2048, 2 * 3072 * 626_688
+    assert each.loc["decoder", "forward"] == pytest.approx(weights + attention + lora)
+    assert each.loc["decoder", "step"] == pytest.approx(3 * weights + 4 * (attention + lora))
+
+
+def test_memory_is_what_the_arrays_of_a_step_hold():
+    cfg, one = regime("frozen"), mesh.make(1, jax.devices()[:1])
+    tx = train.optimizer(cfg.train)
+    _, state, frozen = train.init(cfg, tx, one)
+    held = cost.memory(cfg, one)
+    for name, tree in (("frozen parameters", frozen), ("trained parameters", state.params),
+                       ("Adam's moments", state.opt_state)):  # fmt: skip
+        assert held[name] == sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+def test_fsdp_cuts_the_paper_s_parameters():
+    alone, eight = (cost.memory(config.paper(), jax.sharding.AbstractMesh((8 // n, n), mesh.AXES))
+                    for n in (1, 8))  # fmt: skip
+    assert eight["frozen parameters"] / alone["frozen parameters"] == pytest.approx(1 / 8, rel=0.01)
+
+
+def test_the_chapter_prints_what_is_counted():
+    page, paper = (Path(__file__).parents[1] / "book" / "pod.md").read_text(), config.paper()
+    slices = {"8 H200": (1, 8), "16 H200": (2, 8), "64 TPU v5p": (8, 8), "64 TPU v5e": (8, 8)}
+    held = [cost.memory(paper, jax.sharding.AbstractMesh(shape, mesh.AXES)) / 1e9
+            for shape in list(slices.values())[:3]]  # fmt: skip
+    for name in held[0].index:
+        assert f"| {name} | " + " | ".join(f"{x[name]:.2f}" for x in held) + " |" in page
+    work = cost.flops(paper, answer=96)["step"].sum()
+    for name, shape in slices.items():
+        seconds = work / math.prod(shape) / cost.DEVICES[name.split(" ", 1)[1]].flops / 0.5
+        assert re.search(rf"\| {name} \| [^|]+ \| {seconds:.2f} s \|", page), (name, seconds)
+
+
+HLO = """HloModule jit_step
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%x, %y)
+}
+
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %g = f32[4,8]{1,0} all-gather(%x), channel_id=1, dimensions={0}
+  %r = (f32[8]{0}, bf16[2,2]{1,0}) all-reduce(%a, %b), channel_id=2, to_apply=%add
+}
+
+ENTRY %main.1 (a: f32[8]) -> f32[] {
+  %w = (s32[], f32[4,8]) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %r2 = f32[] all-reduce(%z), channel_id=3, to_apply=%add
+}
+"""  # noqa: E501
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_runs():
+    assert cost.collectives(HLO) == {"all-gather": 3 * 128, "all-reduce": 3 * (32 + 8) + 4}
+
