@@ -85,8 +85,6 @@ NOTEBOOKS = {
         Notebook("70_claims", (*RUNS, "results/{profile}/tables/*.csv", "results/paper.csv",
                                "cpllm/metrics.py", "cpllm/claims.py", "cpllm/report.py"),
                  last=True),
-        Notebook("80_benchmark_towers", ("results/bench/towers.csv",)),
-        Notebook("85_count_flops", ("results/bench/*.csv", "cpllm/cost.py", "cpllm/config.py")),
     )
 }
 """The executed chapters in reading order."""
