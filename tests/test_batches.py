@@ -45,9 +45,14 @@ def make(rows, store, tokenizer, **changes):
     return batches.PairBatches(rows, store, tokenizer, config.replace(CFG, **changes))
 
 
+def assert_same(one, other):
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
 def test_a_batch_is_a_function_of_seed_and_step(rows, store, tokenizer):
     one, again = (make(rows, store, tokenizer)[3] for _ in range(2))
-    assert all((one[k] == again[k]).all() for k in one)
+    assert_same(one, again)
     other = make(rows, store, tokenizer)[4], make(rows, store, tokenizer, seed=1)[3]
     assert all((one["patches"].shape != o["patches"].shape)
                or (one["patches"] != o["patches"]).any() for o in other)
@@ -115,7 +120,7 @@ def test_prefetch_keeps_the_order_whatever_the_number_of_threads(rows, store, to
     found = list(batches.prefetch(made, 2, 9, threads=threads))
     assert len(found) == 7
     for step, batch in zip(range(2, 9), found, strict=True):
-        assert all((batch[k] == made[step][k]).all() for k in batch)
+        assert_same(batch, made[step])
 
 
 def test_prefetch_goes_on_exactly_where_its_state_says(rows, store, tokenizer):
@@ -128,7 +133,7 @@ def test_prefetch_goes_on_exactly_where_its_state_says(rows, store, tokenizer):
     resumed = list(again)
     assert len(seen) + len(resumed) == 8
     for one, other in zip(rest, resumed, strict=True):
-        assert all((one[k] == other[k]).all() for k in one)
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("mode", ["single", "pairwise", "mix"])

@@ -67,9 +67,12 @@ def test_what_was_not_run_is_named_and_what_needs_people_says_so(results):
 
 
 def test_a_claim_is_computed_as_soon_as_its_runs_exist(results):
-    for name, noise in ("pairwise", 0.1), ("cpllm", 30), ("single", 30):
+    for name, noise in ("pairwise", 0.1), ("cpllm", 30), ("single", 0):
         for seed in (0, 1):
-            save_run(results, name, seed, noise)
+            file = save_run(results, name, seed, noise) / "predictions.csv"
+            if name == "single":  # the worst there is
+                rows = pd.read_csv(file)
+                rows.assign(prediction=-rows.proxy).to_csv(file, index=False)
     table = verdicts(results)
     lowest = row(table, "Pairwise has")
     assert lowest.at_profile == "holds" and 0 < lowest.ci_low < lowest.lead

@@ -132,7 +132,7 @@ def table(n=4):
              "split": ("train", "test")[i % 2], "dataset": "lsvq-train", "role": "variant",
              "distortion": "none", "strength": 0.0, "codec": "h264", "crf": 31, "width": 64,
              "height": 48, "frames": 12, "fps": 25.0, "proxy": 70.0 + i, "psnr": 33.5,
-             "ssim": 0.9, "bytes": 1000, "sha256": f"{i:016x}",
+             "ssim": 0.9, "bytes": 1000, "sha256": f"{i:016x}", "file": f"{i:016x}",
              "content": "a cat, asleep", "style": "NA"} for i in range(n)]
     return pd.DataFrame(rows)
 

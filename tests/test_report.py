@@ -27,7 +27,7 @@ def save_run(results, name, seed=0, noise=0.0, splits=("validation", "test"), pr
             items += [(f"crf{crf}", "", crf, 100.0 - crf) for crf in range(13, 52, 2)]
             rows += [(f"{split}-{scene}@{tail}", f"{split}-{source}", "photo", split,
                       "original" if np.isnan(crf) else "variant", kind,
-                      "" if np.isnan(crf) else "h264", crf, q, q + noise * rng.normal())
+                      "h264", crf, q, q + noise * rng.normal())
                      for tail, kind, crf, q in items]
     folder = results / profile / "runs" / f"{name}-s{seed}"
     folder.mkdir(parents=True)
