@@ -163,6 +163,15 @@ def execute(runs: Iterable[Run], profile: str, root: Path, workers: int | None =
     return failed
 
 
+def forget(run_id: str, profile: str, root: Path) -> None:
+    """Remove what says that a run is done, and its checkpoints, so that it is trained anew."""
+    data, folder = root / "data" / profile, records.run_folder(root / "results", profile, run_id)
+    shutil.rmtree(records.checkpoints(data, run_id), ignore_errors=True)
+    for made in (folder / "predictions.csv", data / "weights" / f"{run_id}.safetensors",
+                 folder / "metrics.json", folder / "provenance.json"):
+        made.unlink(missing_ok=True)
+
+
 def show(table: pd.DataFrame, again: Sequence[str], workers: int) -> None:
     """The plan and its cost, in words."""
     for row in table.itertuples():
@@ -203,10 +212,7 @@ def _train(run: Run, profile: str, root: Path) -> float:
     data, folder = root / "data" / profile, records.run_folder(
         root / "results", profile, run.run_id)
     if (folder / "provenance.json").exists():  # trained anew; else it goes on where it stopped
-        shutil.rmtree(records.checkpoints(data, run.run_id), ignore_errors=True)
-        for made in (folder / "predictions.csv", data / "weights" / f"{run.run_id}.safetensors",
-                     folder / "provenance.json"):
-            made.unlink(missing_ok=True)
+        forget(run.run_id, profile, root)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(data.parent / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     output = data / "notebooks" / f"{run.run_id}.ipynb"

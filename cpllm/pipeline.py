@@ -91,7 +91,7 @@ def train_grids(
     found = {name: grid.read(name, profile, sweep.ROOT) for name in names}
     runs = {r.run_id: r for those in found.values() for r in those
             if not rows or r.run_id.rpartition("-s")[0] in rows}
-    anew = {r.run_id for name in fresh for r in found[name]}
+    anew = {r.run_id for name in fresh for r in found[name]} & set(runs)
     table = grid.plan(list(runs.values()), profile, sweep.ROOT)
     wanted = {grid.MISSING, grid.CHANGED, *([grid.OLDER] if stale else [])}
     again = [name for name, status in zip(table["run"], table["status"], strict=True)
@@ -99,9 +99,8 @@ def train_grids(
     grid.show(table, again, workers or len(os.sched_getaffinity(0)))
     if dry_run:
         return
-    for name in anew:  # so that what is interrupted goes on
-        for made in ("provenance.json", "metrics.json"):
-            (records.run_folder(RESULTS, profile, name) / made).unlink(missing_ok=True)
+    for name in anew:  # all at once, so that a call that is interrupted can go on
+        grid.forget(name, profile, sweep.ROOT)
     failed = {}
     if again:
         _prepare(profile, [runs[name].cfg for name in again])
@@ -221,7 +220,8 @@ def _measures(profile: str, table: pd.DataFrame) -> dict[str, baselines.Measure]
         return (made == records.file_hash(BASELINES) and path.exists()
                 and table["video"].isin(pd.read_csv(path)["video"]).all())
 
-    ready = baselines.measures(preset(profile), _fits(profile))
+    fits = {name: fit for name, fit in _fits(profile).items() if not done(name)}
+    ready = baselines.measures(preset(profile), fits)
     return {name: measure for name, measure in ready.items() if not done(name)}
 
 
@@ -380,9 +380,8 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
         sweep.Step("score", lambda profile, _: score_runs(profile),
                    (manifest, *weights, *judges), (predictions,)),
         sweep.Step("answers", answer_runs, (), said, once=True),
-        sweep.NOTEBOOKS["10_data"],
         *(book for name, book in sweep.NOTEBOOKS.items()
-          if name not in ("10_data", "15_pretrain", "20_train")),
+          if name not in ("15_pretrain", "20_train")),
     )
 
 
