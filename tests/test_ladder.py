@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,6 +207,17 @@ def test_bad_files_are_named_and_the_others_are_whole(built, tmp_path):
     assert {*wrong} == {corrupt, empty, lost, swapped}
     assert wrong[empty] == "empty file" and wrong[lost] == "no such file"
     assert wrong[corrupt].startswith("cannot be decoded") and "expected frames" in wrong[swapped]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux has scheduling policies")
+@pytest.mark.parametrize("threads", [0, 1], ids=["main thread", "other thread"])
+def test_an_encoder_leaves_no_thread_real_time(tmp_path, frames, threads):
+    """SVT-AV1 makes root's process SCHED_FIFO, under which a busy child takes a core for good."""
+    with ThreadPoolExecutor(1) as pool:
+        run = (lambda f, *a: pool.submit(f, *a).result()) if threads else (lambda f, *a: f(*a))
+        run(ladder.encode, frames, tmp_path / "a.mp4", 40, 24, "av1")
+        policies = {os.sched_getscheduler(int(t)) for t in os.listdir("/proc/self/task")}
+    assert policies == {os.sched_getscheduler(0)} == {os.SCHED_OTHER}
 
 
 @pytest.mark.parametrize("codec", ["vp9", "hevc", "av1"])

@@ -88,7 +88,8 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
     if codec == "vp9":
         del options["preset"]
     try:
-        with av.open(part, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        with _usual_priority(), av.open(
+                part, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             rate = Fraction(fps).limit_denominator(1001)
             stream = container.add_stream(name, rate=rate, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -105,6 +106,25 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _usual_priority() -> Iterator[None]:
+    """Undo that SVT-AV1 makes root's process real-time (SCHED_FIFO 99), which starves all others.
+
+    What the process starts later would inherit it, and a busy one of these takes a core for good.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # Linux has it
+        yield
+        return
+    usual = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread in map(int, os.listdir("/proc/self/task")):
+            with contextlib.suppress(ProcessLookupError):
+                if os.sched_getscheduler(thread) == os.SCHED_FIFO != usual[0]:
+                    os.sched_setscheduler(thread, *usual)
 
 
 def _quarantine(written: Path, path: Path) -> None:
