@@ -10,6 +10,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 PYTHON ?= python3
 PROFILE ?= pocket
 FRESH ?=
+GRID ?= table
 PORT ?= 8000
 BIN := .venv/bin
 LOCKED := .venv/.locked
@@ -30,11 +31,11 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: help setup reproduce book test test-slow test-oracles lint serve data labels train lock clean
+.PHONY: help setup reproduce sweep book test test-slow test-oracles lint serve data labels train lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  variables: PROFILE=smoke|pocket|paper (now $(PROFILE)), FRESH=1 trains anew, PYTHON=$(PYTHON), PORT=$(PORT)"
+	@echo "  variables: PROFILE=smoke|pocket|paper (now $(PROFILE)), FRESH=1 trains anew, GRID=$(GRID), PYTHON=$(PYTHON), PORT=$(PORT)"
 
 setup: $(READY) ## make .venv from requirements.lock (about 3 minutes, 1.6 GB, once)
 
@@ -55,6 +56,9 @@ $(READY): $(LOCKED) pyproject.toml
 reproduce: $(READY) ## redo what is not up to date: data, scores, notebooks, book
 	@$(BIN)/cpllm reproduce --profile $(PROFILE) $(fresh)
 	@$(BIN)/python book/_ext/build.py $(PROFILE)
+
+sweep: $(READY) ## train the runs that a grid of notebooks/sweeps lacks: GRID=table4
+	@$(BIN)/cpllm sweep $(GRID) --profile $(PROFILE) $(fresh)
 
 book: $(READY) ## render what is committed under results/ (a minute at most)
 	@$(BIN)/python book/_ext/build.py $(BOOK_PROFILE)

@@ -68,6 +68,8 @@ def parser() -> argparse.ArgumentParser:
     data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
     data.add_argument("--check", action="store_true",
                       help="only check what is there, against itself and the committed manifest")
+    data.add_argument("--commit", action="store_true",
+                      help="then let data_manifests/<profile> hold what was made (maintainers)")
     again = verb("labels", check_labels, "Measure the clips' labels again; compare the committed.")
     for sub in (data, again):
         sub.add_argument("--splits", nargs="+", default=SPLITS, choices=SPLITS)
@@ -86,6 +88,14 @@ def parser() -> argparse.ArgumentParser:
                        help="folder with a manifest.csv (default: what cpllm data made)")
     reproduce = verb("reproduce", reproduce_profile, "Redo what is not up to date.")
     reproduce.add_argument("--fresh", action="store_true", help="train everything anew")
+    sweep = verb("sweep", sweep_grids, "Train a grid's runs that are missing, side by side.")
+    sweep.add_argument("grids", nargs="+", metavar="GRID", help="of notebooks/sweeps, as table4")
+    sweep.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="of these rows only")
+    sweep.add_argument("--stale", action="store_true", help="also those made by older code")
+    sweep.add_argument("--fresh", action="store_true", help="train all anew")
+    sweep.add_argument("--dry-run", action="store_true", help="only print the plan and its cost")
+    sweep.add_argument("--workers", type=int, help="runs at once (default: one a core)")
+    sweep.add_argument("--scheduler", metavar="ADDRESS", help="of a dask cluster, as in data")
     bring = verb("import-weights", import_checkpoints, "Join public checkpoints into one file.")
     bring.add_argument("--videoprism", type=Path, required=True, metavar="FILE", help="its .npz")
     bring.add_argument("--paligemma", type=Path, metavar="DIR", help="both towers that follow")
@@ -129,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--against-prediction", metavar="COL", help="default: as --prediction")
     evaluate.add_argument("--draws", type=int, default=2000, help="of the bootstrap")
     evaluate.add_argument("--format", choices=("text", "json"), default="text")
-    for sub in (data, again, train, reproduce):
+    for sub in (data, again, train, reproduce, sweep):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
 
@@ -213,9 +223,12 @@ def build_data(args: argparse.Namespace) -> int:
     Clips that only differ from the committed manifest are another machine's, not bad.
     """
     from cpllm import pipeline
+    from cpllm.data import ladder
 
     if not args.check:
-        pipeline.build_data(args.profile, args.splits, args.scheduler)
+        table = pipeline.build_data(args.profile, args.splits, args.scheduler)
+        if args.commit:
+            ladder.commit_manifest(table, ladder.COMMITTED / args.profile)
         return 0
     table, bad, differing = pipeline.check_data(args.profile, args.splits)
     print("\n".join([*(f"{video}: {fault}" for video, fault in bad.items()), *differing,
@@ -307,6 +320,16 @@ def train_model(args: argparse.Namespace) -> None:
             "--fresh forgets them"
         )
     train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp)
+
+
+def sweep_grids(args: argparse.Namespace) -> None:
+    """Train what a grid lacks, then score every run that has no predictions."""
+    _quiet()
+    from cpllm import pipeline
+
+    pipeline.train_grids(args.profile, args.grids, args.rows, args.grids if args.fresh else (),
+                         args.stale, args.dry_run,
+                         args.workers, args.scheduler)
 
 
 def evaluate_file(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ class Data:
     train_scenes: int = 64  # with a ladder each
     validation_scenes: int = 24
     test_scenes: int = 40
-    singles: tuple[int, ...] = (400, 60, 150)  # without: train, validation, each test set
+    singles: tuple[int, ...] = (400, 60, 120)  # without: train, validation, each test set
     distorted: int = 3  # faulty originals of a scene with a ladder; in test one at most
     frames: int = 12
     max_lines: int = 1080  # upper bound on the short side of a clip
@@ -105,6 +105,7 @@ class Model:
     predictor_hidden: int = 256
     crop_patches: bool = False  # to whole tokens, 224 → 216 pixels; else resized
     clip_patches: bool = False  # a frame's patches as one clip, through the temporal layers
+    encoders: str = "both"  # both | high | low: whose tokens predictor and decoder get
     local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
     dtype: str = "float32"  # of products and activations; weights, norms, softmax stay float32
     remat: bool = False  # recompute each block in the backward pass instead of keeping it
@@ -137,6 +138,20 @@ class Train:
     save_every: int = 250  # steps between checkpoints
     keep: int = 2  # newest checkpoints that stay, beside the best
     accumulate: int = 1  # batches whose gradients make one update
+    pretrained: bool = False  # high tower and decoder start as `cpllm.pretrain` left them
+    cache_high: bool = False  # what a frozen high tower makes of the frames, by `cpllm.features`
+    select_scenes: int = 0  # validation scenes that a look scores; 0: all
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """What stands in for public checkpoints: see `cpllm.pretrain`."""
+
+    view_steps: int = 600  # of the high tower, on `views` frames and their captions each
+    text_steps: int = 600  # of the decoder, on `texts` descriptions each
+    views: int = 64
+    texts: int = 16
+    learning_rate: float = 2e-3
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,7 @@ class Config:
     train: Train
     video: Video = field(default_factory=Video)
     data: Data = field(default_factory=Data)
+    pretrain: Pretrain = field(default_factory=Pretrain)
     seeds: tuple[int, ...] = (0, 1, 2)  # of the tables; the first gives the default weights
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,6 +197,7 @@ def smoke() -> Config:
             predictor_hidden=32,
             local_norm=True,
         ),
+        pretrain=Pretrain(view_steps=30, text_steps=30, views=16, texts=8),
         train=Train(
             steps=60, batch=8, learning_rate=2e-3, schedule="cosine", warmup=10, clip_norm=1.0,
             max_text=88, augment=True, select_every=30,
@@ -231,12 +248,34 @@ RIVALS = ("fast-vqa", "dover", "mbvqa", "coinvq", "q-align")
 
 PRESETS = {"smoke": smoke, "pocket": pocket, "paper": paper}
 
+REGIME = {
+    "train.pretrained": True, "model.high_finetune": "frozen",
+    "model.decoder_finetune": "lora", "model.lora_rank": 4,
+}
+"""The paper's fine-tuning, from towers pretrained here."""
+
+TABLE: dict[str, dict[str, Any]] = {
+    "smoke": {},  # pretraining would cost more than all of its training
+    "pocket": {
+        **REGIME, "train.steps": 240, "train.patches": 4, "train.select_scenes": 28,
+        "train.select_every": 240, "train.save_every": 240, "train.warmup": 30,
+        "video.key_frames": 2, "video.patches": 8,
+    },
+    "paper": {},
+}
+"""The `table` recipe: changes to a preset with which every row of Tables 1, 2 and 4 is trained."""
+
 
 def preset(profile: str) -> Config:
     """The configuration of a profile; ValueError names the known ones."""
     if profile not in PRESETS:
         raise ValueError(f"profile: expected one of {', '.join(PRESETS)}; got {profile!r}")
     return PRESETS[profile]()
+
+
+def table(profile: str) -> Config:
+    """The preset under the `table` recipe; a row of a table differs in what the row names."""
+    return replace(preset(profile), **TABLE[profile])
 
 
 def from_dict(values: dict[str, Any], cls: type = Config, at: str = "config") -> Any:

@@ -87,6 +87,7 @@ def measure(frame: pd.DataFrame, draws: int = 2000) -> dict[str, Sample]:
 
 def _flip_cells(frame: pd.DataFrame) -> list[tuple]:
     """(measure, rows, Statistic, pairs) of each flip rate: by difference, in all, by gap, codec."""
+    frame = frame[frame.crf.notna()]
     pairs = metrics.flip_pairs(frame)
     chosen = [(f"diff={d:g}", frame, {"diff": d}, (pairs["diff"] == d).sum())
               for d in sorted(pairs["diff"].unique())]

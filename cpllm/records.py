@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ def device() -> str:
 def start() -> dict[str, Any]:
     """When, and from which code, work began; for `provenance` when it is done."""
     commit, dirty = git_state()
-    return {"commit": commit, "dirty": dirty, "started": time.time()}
+    return {"commit": commit, "dirty": dirty, "started": time.time(), "code_sha256": code_sha256()}
 
 
 def provenance(begun: dict[str, Any], seed: int, data_hash: str) -> dict[str, Any]:
@@ -67,6 +69,43 @@ def provenance(begun: dict[str, Any], seed: int, data_hash: str) -> dict[str, An
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begun["started"])),
         "duration_s": round(time.time() - begun["started"], 1),
     }
+
+
+@cache
+def code_sha256(entry: str = "cpllm/train.py", root: Path = ROOT) -> str:
+    """SHA-256 of the modules that training depends on; docstrings and lines of comment don't count.
+
+    These are `entry` and what the package's modules import from the package, wherever they do.
+    """
+    found, queue = {}, [root / entry]
+    while queue:
+        path = queue.pop()
+        if path in found or not path.exists():
+            continue
+        tree = ast.parse(text := path.read_text())
+        found[path] = _statements(tree, text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cpllm":
+                base = root / node.module.replace(".", "/")
+                queue += [base.with_suffix(".py"), *(base / f"{a.name}.py" for a in node.names)]
+    named = [[str(path.relative_to(root)), found[path]] for path in sorted(found)]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def _statements(tree: ast.Module, text: str) -> list[str]:
+    """A module's lines but docstrings, comments and blanks; Pythons differ in unparsing."""
+    lines = text.splitlines()
+    for node in ast.walk(tree):
+        if (isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node, clean=False) is not None):
+            first, last = node.body[0].lineno, node.body[0].end_lineno
+            lines[first - 1 : last] = [""] * (last - first + 1)
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; nothing where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def file_hash(path: Path) -> str:

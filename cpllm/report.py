@@ -1,13 +1,15 @@
 """Runs under results/ to tables, figures and sentences. Reads nothing else; never imports JAX.
 
-A run is `results/<profile>/runs/<system>-s<seed>/`. Test predictions feed `table3` and its figure
-alone; choices are made on `validation_summary`. What has not been run prints "not run".
+A run is `results/<profile>/runs/<system>-s<seed>/`. A model run elsewhere is a CSV (video,
+prediction, perhaps seed) in `results/<profile>/outside/` and gets a row of its own. Test
+predictions feed tables and figures alone; choices are made on `validation_summary`. What has not
+been run prints "not run".
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +21,18 @@ from pandas.io.formats.style import Styler
 
 from cpllm import config, metrics, records
 
+OUTSIDE = "outside"
 DIFFS = (2, 4, 6, 8, 10, 20)  # CRF differences that Table 3 prints
 STRICT = tuple(f"FR diff={d}" for d in DIFFS)
 TIES = tuple(f"FR diff={d} ties" for d in DIFFS)
 HALF = tuple(f"FR diff={d} half" for d in DIFFS)
 SRCC = ("SRCC pooled", "SRCC within source")
-BASELINES = ("sharpness", "filesize")  # trivial; expected on disk like the model itself
-SYSTEMS = ("default", *BASELINES)
+RUNS = {"CP-LLM": "cpllm", "Mix": "cpllm", "Frozen": "cpllm", "FastVQA": "fast-vqa",
+        "Q-Align": "q-align", "Gemini 2.0": "answers"}
+"""Paper's row → run (`results/<profile>/runs/<name>-s<seed>`); other rows in lower-case letters.
+All are trained by the `table` recipe; the run `default` is the package's own model, trained longer.
+"""
+BASELINES = ("random", "niqe", "sharpness", "filesize")  # trivial; always in the tables
 PAPER = " (paper, LSVQ-test-1080p)"
 DASHES = {f"CP-LLM{PAPER}": "--", f"DOVER{PAPER}": "-.", f"Q-Align{PAPER}": ":"}
 COLUMNS = ["system", "metric", "value", "ci_low", "ci_high", "n_sources", "n_items", "seeds",
@@ -57,24 +64,45 @@ def validation_summary(profile: str, results: Path | str = "results",
 
 
 def read_runs(profile: str, results: Path | str = "results") -> pd.DataFrame:
-    """All predictions of a profile, with their `run`, `system` and `seed`.
+    """All predictions of a profile, with their `run`, `system` and `seed`, ours and from outside.
 
-    A run without predictions.csv is unfinished: one row with its name and nothing else, so that
-    tables can show it. ValueError where a folder's `-s<seed>` is not its config.json's.
+    What a video is comes from `videos.csv` beside the runs. A run without predictions.csv is
+    unfinished: one row with its name and nothing else, so that tables can show it. ValueError where
+    a folder's `-s<seed>` is not its config.json's, or names a prediction of an unknown video.
     """
     config.preset(profile)  # refuses an unknown one by name
+    home = Path(results) / profile
+    videos = pd.read_csv(home / "videos.csv") if (home / "videos.csv").exists() else None
     frames = [pd.DataFrame(columns=["run", "system", "seed", "split"])]
     for folder in _folders(profile, results):
         system, suffix = re.fullmatch(r"(.+?)(?:-s(\d+))?", folder.name).groups()
-        recorded = _json(folder / "config.json").get("train", {}).get("seed")
+        recorded = records.read_json(folder / "config.json").get("train", {}).get("seed")
         seed = int(suffix) if suffix else recorded or 0
         if recorded not in (None, seed):
             raise ValueError(f"{folder}: its config.json has train.seed {recorded}; rename the "
                              "folder or train it again")
         file = folder / "predictions.csv"
-        rows = pd.read_csv(file) if file.exists() else pd.DataFrame({"split": [""]})
+        rows = _predictions(file, videos) if file.exists() else pd.DataFrame({"split": [""]})
         frames.append(rows.assign(run=folder.name, system=system, seed=seed))
+    for file in sorted((home / "outside").glob("*.csv")):
+        rows = _predictions(file, videos)
+        frames.append(rows.assign(run=f"{OUTSIDE}/{file.name}", system=f"{file.stem} ({OUTSIDE})",
+                                  seed=rows.get("seed", 0)))
     return pd.concat(frames[1:] or frames, ignore_index=True)
+
+
+def _predictions(file: Path, videos: pd.DataFrame | None) -> pd.DataFrame:
+    """A CSV's predictions and what is known of each video, unless it tells that itself."""
+    rows = pd.read_csv(file)
+    if "source" in rows:
+        return rows
+    if absent := sorted({"video", "prediction"} - set(rows)):
+        raise ValueError(f"{file}: no column {', '.join(absent)}; has {', '.join(rows)}")
+    known = videos if videos is not None else pd.DataFrame({"video": []})
+    if len(unknown := rows.video[~rows.video.isin(known.video)]):
+        raise ValueError(f"{file}: {len(unknown)} of {len(rows)} videos are not in this profile's "
+                         f"videos.csv (first: {unknown.iloc[0]}); names are its manifest's")
+    return rows[rows.columns.intersection(["video", "prediction", "seed"])].merge(known, on="video")
 
 
 def of_ladders(runs: pd.DataFrame, split: str, codec: str = "h264") -> pd.DataFrame:
@@ -128,9 +156,10 @@ def flip_curve(table: pd.DataFrame, results: Path | str = "results") -> plt.Figu
                 if system in DASHES:
                     axes.plot(DIFFS, rates, DASHES[system], color="0.35", label=system)
                 continue
+            if np.isnan(rates).all():
+                continue  # the table says why
             colour = next(colours)
-            status = ": " + rows.status.iloc[0] if np.isnan(rates).all() else ""
-            axes.plot(DIFFS, rates, color=colour, label=f"{system} ({profile}){status}")
+            axes.plot(DIFFS, rates, color=colour, label=f"{system} ({profile})")
             axes.fill_between(DIFFS, rows.ci_low, rows.ci_high, color=colour, alpha=0.2, lw=0)
             for _, seed in runs[runs.system == system].groupby("seed"):
                 axes.plot(DIFFS, [metrics.flip_rate(seed, d).strict for d in DIFFS], ".",
@@ -190,7 +219,8 @@ def provenance(profile: str, results: Path | str = "results", **parameters: obje
     """Print the notebook's parameters and what each run recorded about its origin."""
     print(f"profile={profile}", *(f"{key}={value}" for key, value in parameters.items()))
     for folder in (folders := _folders(profile, results)):
-        facts = dict.fromkeys(RECORDED, "not recorded") | _json(folder / "provenance.json")
+        made = records.read_json(folder / "provenance.json")
+        facts = dict.fromkeys(RECORDED, "not recorded") | made
         facts |= facts.pop("versions", {})
         print(f"{folder.name}: " + " · ".join(f"{key} {value}" for key, value in facts.items()))
     if not folders:
@@ -198,44 +228,95 @@ def provenance(profile: str, results: Path | str = "results", **parameters: obje
 
 
 def _summary(profile: str, results: Path | str, split: str, draws: int) -> pd.DataFrame:
-    """Every metric of every expected or present system on one split, tidy."""
-    runs = read_runs(profile, results)
-    rows = []
-    for system in dict.fromkeys((*SYSTEMS, *runs.system)):
-        all_runs = runs[runs.system == system]
-        frame = of_ladders(all_runs, split)
-        lacking = sorted(set(all_runs.run) - set(frame.run))
-        status = f"no {split} rows: {', '.join(lacking)}" if lacking else "ok"
-        rows += (_measure(system, frame, draws, status) if len(frame) else
-                 [_row(system, name, status=status if lacking else "not run")
-                  for name in (*STRICT, *TIES, *HALF, *SRCC)])
+    """Every metric of every row of Table 3, run or not, on one split; tidy."""
+    runs, rows = read_runs(profile, results), []
+    paper = pd.read_csv(Path(results) / "paper.csv").query("exhibit == 'table3'").system.unique()
+    for system in systems(paper, runs):
+        if (system, split) == ("answers", "test") and (said := _answers(profile, results, draws)):
+            rows += said
+            continue
+        frame = of_ladders(runs[runs.system == system], split)
+        jobs = _jobs3(frame) if len(frame) else [(name, frame, None, 0) for name in
+                                                 (*STRICT, *TIES, *HALF, *SRCC)]
+        rows += measure(system, jobs, status(system, runs, frame, profile, results, split), draws)
     return pd.DataFrame(rows, columns=COLUMNS).astype(COUNTS)
 
 
-def _measure(system: str, frame: pd.DataFrame, draws: int, status: str) -> list[dict]:
-    seeds, rows = frame.seed.nunique(), []
-    jobs = [(SRCC[0], metrics.pooled_srcc, len(frame)), (SRCC[1], metrics.within_srcc, len(frame))]
+def _answers(profile: str, results: Path | str, draws: int) -> list[dict]:
+    """The row of text answers: what the default runs' decoders said, if they were asked."""
+    from cpllm import answers
+
+    files = sorted((Path(results) / profile / "runs").glob("default-s*/answers.csv"))
+    found = answers.measures(pd.concat(map(pd.read_csv, files)), draws) if files else pd.DataFrame()
+    return [row("answers", r.metric, r.value, r.ci_low, r.ci_high, r.n_sources,
+                r.n_items // len(files), len(files)) for r in found.itertuples()]
+
+
+def systems(paper: Iterable[str], runs: pd.DataFrame) -> list[str]:
+    """A table's own rows: the paper's, the package's model, baselines, those from outside."""
+    outside = runs.system[runs.system.str.endswith(f"({OUTSIDE})")]
+    return list(dict.fromkeys([*map(run_of, paper), "default", *BASELINES, *outside]))
+
+
+def run_of(system: str) -> str:
+    """The run that stands for a row of the paper's."""
+    return RUNS.get(system, re.sub("[^a-z]", "", system.lower()))
+
+
+def status(system: str, runs: pd.DataFrame, frame: pd.DataFrame, profile: str,
+           results: Path | str, split: str = "test") -> str:
+    """"ok", or what a reader must know of the system's rows `frame`: absent, partial, older."""
+    names = set(runs.run[runs.system == system])
+    if not names:
+        return f"not run ({profile})"
+    if lacking := sorted(names - set(frame.run)):
+        return f"no {split} rows: {', '.join(lacking)}"
+    known = runs[runs.split == split].groupby("system").video.nunique()
+    if known[system] < known.max():
+        return f"{known[system]} of {known.max()} videos"
+    made = [records.read_json(Path(results) / profile / "runs" / n / "provenance.json")
+            for n in names if "model" in records.read_json(
+                Path(results) / profile / "runs" / n / "config.json")]
+    older = any(m.get("code_sha256") != records.code_sha256() for m in made)
+    return "older code" if older else "ok"
+
+
+def _jobs3(frame: pd.DataFrame) -> list[tuple]:
+    """(metric, rows, Statistic, items) of Table 3."""
+    jobs = [(SRCC[0], frame, metrics.pooled_srcc, len(frame)),
+            (SRCC[1], frame, metrics.within_srcc, len(frame))]
     for diff, *names in zip(DIFFS, STRICT, TIES, HALF, strict=True):
         pairs = metrics.flip_rate(frame, diff).pairs
-        jobs += [(name, partial(metrics.flips, diff=diff, kind=kind), pairs)
+        jobs += [(name, frame, partial(metrics.flips, diff=diff, kind=kind), pairs)
                  for name, kind in zip(names, ("strict", "ties", "half"), strict=True)]
-    for name, statistic, items in jobs:
-        estimate = metrics.bootstrap(frame, statistic, draws)
+    return jobs
+
+
+def measure(system: str, jobs: Iterable[tuple], status: str, draws: int) -> list[dict]:
+    """Rows of a table: each (metric, rows, Statistic, items) with its interval over sources."""
+    found = []
+    for name, frame, statistic, items in jobs:
+        if frame.empty:
+            note = "no such videos" if status in ("ok", "older code") else status
+            found.append(row(system, name, status=note))
+            continue
+        estimate, seeds = metrics.bootstrap(frame, statistic, draws), frame.seed.nunique()
         note = "undefined (no pairs or constant)" if np.isnan(estimate.value) else status
-        rows.append(_row(system, name, *estimate, items // seeds, seeds, note))
-    return rows
+        found.append(row(system, name, *estimate, items // seeds, seeds, note))
+    return found
 
 
 def _paper3(results: Path | str) -> pd.DataFrame:
     paper = pd.read_csv(Path(results) / "paper.csv", dtype=str).query("exhibit == 'table3'")
-    rows = [_row(row.system + PAPER, row.metric, float(row.value), n_sources=None, n_items=None,
-                 seeds=None, status="paper") for row in paper.itertuples()]
+    rows = [row(r.system + PAPER, r.metric, float(r.value), n_sources=None, n_items=None,
+                seeds=None, status="paper") for r in paper.itertuples()]
     return pd.DataFrame(rows, columns=COLUMNS).astype(COUNTS)
 
 
-def _row(system: str, metric: str, value: float = np.nan, low: float = np.nan,
-         high: float = np.nan, n_sources: int | None = 0, n_items: int | None = 0,
-         seeds: int | None = 0, status: str = "ok") -> dict:
+def row(system: str, metric: str, value: float = np.nan, low: float = np.nan,
+        high: float = np.nan, n_sources: int | None = 0, n_items: int | None = 0,
+        seeds: int | None = 0, status: str = "ok") -> dict:
+    """A table's tidy row; without a value it shows its status."""
     return dict(zip(COLUMNS, (system, metric, value, low, high, n_sources, n_items, seeds, status),
                     strict=True))
 
@@ -254,7 +335,3 @@ def _plural(n: float, noun: str) -> str:
 
 def _folders(profile: str, results: Path | str) -> list[Path]:
     return sorted(p for p in (Path(results) / profile / "runs").glob("[!.]*") if p.is_dir())
-
-
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}

@@ -6,9 +6,11 @@ files is the one that it carries; times on disk play no part, so a fresh clone k
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import platform
 import re
 import socket
@@ -17,9 +19,11 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,7 @@ class Notebook:
     name: str  # notebooks/<name>.ipynb -> results/<profile>/notebooks/<name>.ipynb
     inputs: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)  # beside `profile`
+    last: bool = False  # not before the others are done: it reads what they write
 
 
 @dataclass(frozen=True)
@@ -61,20 +66,25 @@ class Step:
 
 
 DATA = ("cpllm/config.py", "cpllm/data/scenes.py", "cpllm/data/families.py", "cpllm/data/ladder.py")
-RUNS = ("results/{profile}/runs/*/config.json", "results/{profile}/runs/*/predictions.csv")
+RUNS = ("results/{profile}/runs/*/config.json", "results/{profile}/runs/*/predictions.csv",
+        "results/{profile}/videos.csv", "results/{profile}/outside/*.csv")
+TABLE = (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py", "cpllm/exhibits.py")
 
 NOTEBOOKS = {
     n.name: n
     for n in (
         Notebook("10_data", ("data_manifests/{profile}/*", *DATA)),
         Notebook("12_lint", ("data_manifests/{profile}/*", "cpllm/data/lint.py", *DATA)),
+        Notebook("15_pretrain"),
         Notebook("20_train"),
-        Notebook(
-            "30_table3", (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py")),
-        Notebook("60_evaluate", (*RUNS, "cpllm/metrics.py", "cpllm/evaluation.py",
-                                 "cpllm/calibrate.py", "cpllm/report.py")),
+        *(Notebook(name, TABLE) for name in (
+            "28_table1", "29_table2", "30_table3", "31_table4a", "32_table4b", "33_table4c",
+            "34_table4d", "50_ablation")),
+        Notebook("60_evaluate", (*RUNS, "results/{profile}/repeatability.json", "cpllm/metrics.py",
+                                 "cpllm/evaluation.py", "cpllm/calibrate.py", "cpllm/report.py")),
         Notebook("70_claims", (*RUNS, "results/{profile}/tables/*.csv", "results/paper.csv",
-                               "cpllm/metrics.py", "cpllm/claims.py", "cpllm/report.py")),
+                               "cpllm/metrics.py", "cpllm/claims.py", "cpllm/report.py"),
+                 last=True),
     )
 }
 """The executed chapters in reading order."""
@@ -84,12 +94,14 @@ NOTEBOOKS = {
 
 
 def run_notebook(
-    source: Path, output: Path, parameters: Mapping[str, Any], inputs: Iterable[Path] = ()
+    source: Path, output: Path, parameters: Mapping[str, Any], inputs: Iterable[Path] = (),
+    tell: Callable[[str], Any] | None = None,
 ) -> None:
     """Execute `source` with `parameters` in this interpreter's environment; write `output` whole.
 
     Cells run in the notebook's own folder, as they do in Jupyter. A failure leaves the partial
-    notebook in `<name>.failed.ipynb` beside `output`, and an older `output` as it was.
+    notebook in `<name>.failed.ipynb` beside `output`, and an older `output` as it was. `tell` gets
+    the lines that a progress bar else shows.
     """
     import nbformat
     import papermill
@@ -104,18 +116,19 @@ def run_notebook(
     output.parent.mkdir(parents=True, exist_ok=True)
     cells = sum(c.cell_type == "code" for c in notebook.cells) + bool(parameters)
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="cpllm-") as scratch, _progress() as bar:
+    with tempfile.TemporaryDirectory(prefix="cpllm-") as scratch, _progress(tell) as bar:
         partial = Path(scratch) / source.name
         task = bar.add_task(source.stem, total=cells, line="")
         now = {"line": ""}
+        say = tell or (lambda line: bar.update(task, line=line))
 
         def starts(cell: Any, cell_index: int) -> None:
             del cell_index
             now["line"] = next((s for s in cell.source.splitlines() if s.strip()), "")
-            bar.update(task, line=now["line"])
+            say(now["line"])
 
         # Unix sockets: papermill's TCP ports can be taken by another kernel before ours binds them.
-        tail = _Tail(lambda line: bar.update(task, line=line))
+        tail = _Tail(say)
         ipc = {"transport": "ipc", "ip": str(Path(scratch) / "kernel")}
         try:
             tail.attach()
@@ -226,26 +239,43 @@ def reproduce(
     """
     done: list[str] = []
     worked = False
-    for step in steps:
-        if isinstance(step, Notebook):
-            ran = _redo_notebook(step, profile, fresh, worked, root)
+    for kind, group in groupby(steps, lambda s: getattr(s, "last", False) or type(s)):
+        if kind is Step:
+            ran = [step.name for step in group if _redo_step(step, profile, fresh, root)]
+            worked = worked or bool(ran)
         else:
-            ran = _redo_step(step, profile, fresh, root)
-            worked = worked or ran
-        console.print(f"{step.name}: {'done' if ran else 'up to date'}", highlight=False)
-        done += [step.name] * ran
+            ran = _redo_notebooks(list(group), profile, fresh or worked, root)
+        done += ran
     return done
 
 
-def _redo_notebook(book: Notebook, profile: str, fresh: bool, worked: bool, root: Path) -> bool:
-    source = root / "notebooks" / f"{book.name}.ipynb"
-    output = root / "results" / profile / "notebooks" / source.name
-    parameters = {"profile": profile, **book.parameters}
-    inputs = _files(book.inputs, profile, root)
-    if not (fresh or worked) and up_to_date(output, source, parameters, inputs):
-        return False
-    run_notebook(source, output, parameters, inputs)
-    return True
+def _redo_notebooks(books: list[Notebook], profile: str, anyway: bool, root: Path) -> list[str]:
+    """Execute those that are out of date side by side, one on each core."""
+    jobs = []
+    for book in books:
+        source = root / "notebooks" / f"{book.name}.ipynb"
+        output = root / "results" / profile / "notebooks" / source.name
+        parameters = {"profile": profile, **book.parameters}
+        inputs = _files(book.inputs, profile, root)
+        current = not anyway and up_to_date(output, source, parameters, inputs)
+        if current:
+            console.print(f"{book.name}: up to date", highlight=False)
+        else:
+            jobs.append((source, output, parameters, inputs))
+    if not jobs:
+        return []
+
+    def run(job: tuple) -> None:
+        task = bar.add_task(job[0].stem, total=None, line="")
+        run_notebook(*job, tell=lambda line: bar.update(task, line=line))
+        bar.remove_task(task)
+        bar.console.print(f"{job[0].stem}: done", highlight=False)
+
+    # Papermill goes into the notebook's folder and back, for all threads: be there before.
+    with contextlib.chdir(root / "notebooks"), _progress(None) as bar, \
+            ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, jobs))
+    return [source.stem for source, *_ in jobs]
 
 
 def _redo_step(step: Step, profile: str, fresh: bool, root: Path) -> bool:
@@ -254,11 +284,13 @@ def _redo_step(step: Step, profile: str, fresh: bool, root: Path) -> bool:
     before = fingerprint(None, {"step": step.name}, _files(step.inputs, profile, root))
     known = stamp.exists() and stamp.read_text() == before
     if there and not fresh and (step.once or known):
+        console.print(f"{step.name}: up to date", highlight=False)
         return False
     console.print(f"{step.name} …", highlight=False)
     step.run(profile, fresh)
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(before)
+    console.print(f"{step.name}: done", highlight=False)
     return True
 
 
@@ -344,10 +376,11 @@ def _machine_names() -> list[tuple[re.Pattern[str], str]]:
     return cell + paths + named
 
 
-def _progress() -> Progress:
+def _progress(tell: Callable | None) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.fields[line]}", markup=False), console=console, transient=True,
+        disable=tell is not None,
     )
 
 

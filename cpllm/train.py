@@ -29,9 +29,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cpllm import config, losses, mesh, metrics, records
+from cpllm import config, features, losses, mesh, metrics, pretrain, records
 from cpllm.data import annotate, manifests, text
-from cpllm.data.batches import Batch, PairBatches, prefetch, store_frames
+from cpllm.data.batches import Batch, PairBatches, frame_store, prefetch, store_frames
 from cpllm.infer import Scorer
 from cpllm.model import rivals, weights
 from cpllm.model.lora import trainable
@@ -39,6 +39,7 @@ from cpllm.model.lora import trainable
 if TYPE_CHECKING:  # orbax takes a second to import, and a training without a folder needs none
     from cpllm.checkpoint import Checkpoints
 
+Tensors = dict[str, np.ndarray]
 PARTS = ("ranking", "regression", "text")
 PRINT_EVERY = 100
 """Steps between lines where there is no terminal."""
@@ -115,19 +116,26 @@ def loss_parts(
 
 
 def init(
-    cfg: config.Config, tx: optax.GradientTransformation, devices: Mesh
+    cfg: config.Config,
+    tx: optax.GradientTransformation,
+    devices: Mesh,
+    given: Tensors | None = None,
 ) -> tuple[nnx.GraphDef, State, nnx.State]:
-    """(graph, state, frozen parameters), made on the devices where `mesh.RULES` put each leaf."""
+    """(graph, state, frozen parameters), made on the devices where `mesh.RULES` put each leaf.
+
+    given: leaves by name, as `weights.names` spells them, that do not start from random numbers.
+    """
     graph, *_ = nnx.split(weights.shapes(cfg.model), trainable(cfg.model), ...)
 
-    def make():
-        _, params, frozen = nnx.split(
-            rivals.build(cfg.model, nnx.Rngs(cfg.train.seed)), trainable(cfg.model), ...
-        )
+    def make(key: Array, given: Tensors):
+        model = rivals.build(cfg.model, nnx.Rngs(key))
+        _, *states = nnx.split(model, trainable(cfg.model), ...)
+        params, frozen = (weights.fill(state, given) for state in states)
         return State(params, tx.init(params)), frozen
 
-    where = mesh.shardings(jax.eval_shape(make), devices)
-    return graph, *jax.jit(make, out_shardings=where)()
+    start = jax.random.key(cfg.train.seed), given or {}
+    where = mesh.shardings(jax.eval_shape(make, *start), devices)
+    return graph, *jax.jit(make, out_shardings=where)(*start)
 
 
 def make_step(
@@ -156,11 +164,13 @@ def fit(
     look: Callable[[Scorer], dict[str, float]] = lambda _: {},
     folder: Path | None = None,
     fsdp: int = 1,
+    given: Tensors | None = None,
 ) -> Run:
     """Train on the manifest's rows; every `select_every` steps `look` measures the model.
 
     rows: the training split; videos: folder of its files; store: folder for decoded frames;
-    folder: of checkpoints, from whose last one training goes on; fsdp: see `mesh.make`.
+    folder: of checkpoints, from whose last one training goes on; fsdp: see `mesh.make`;
+    given: see `init`.
     Raises FloatingPointError at the first step with a loss that is not finite, SystemExit(0)
     when SIGTERM asked to stop and a checkpoint is saved.
     """
@@ -168,15 +178,18 @@ def fit(
     store_frames(rows, videos, store, cfg)
     described = [annotate.describe(r) for r in rows.to_dict("records")]
     tokenizer = text.train_tokenizer(described, cfg.model.decoder.vocab)
-    batches = PairBatches(rows, store, tokenizer, cfg, devices.size, mesh.own(devices))
     tx = optimizer(cfg.train)
-    graph, state, frozen = init(cfg, tx, devices)
+    graph, state, frozen = init(cfg, tx, devices, given)
     step = make_step(graph, tx, cfg.train.weights, devices.size)
 
     def scorer(state: State) -> Scorer:
         params = mesh.whole((state.params, frozen), devices)
         return Scorer(cfg, nnx.merge(graph, *params), tokenizer)
 
+    seen = None
+    if cfg.train.cache_high:
+        seen = features.ensure(cfg, scorer(state).model.high, rows, store)
+    batches = PairBatches(rows, store, tokenizer, cfg, devices.size, mesh.own(devices), seen)
     with _checkpoints(folder, cfg) as kept:
         state, log = _loop(
             cfg.train,
@@ -300,10 +313,10 @@ def validation_look(rows: pd.DataFrame, videos: Path) -> Callable[[Scorer], dict
     return look
 
 
-def _store(data: Path, cfg: config.Config) -> Path:
-    """Folder of decoded frames, by what their decoding depends on."""
-    size = f"{cfg.video.fit_width}x{cfg.video.fit_height}{'+' * cfg.video.enlarge}"
-    return data / f"frames-{cfg.train.frames}-{size}"
+def _some_scenes(rows: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Rows of `n` scenes, spread evenly over their names; 0: of all."""
+    scenes = sorted(rows["scene"].unique())
+    return rows[rows["scene"].isin(scenes[:: max(len(scenes) // n, 1)][:n])] if n else rows
 
 
 def run(
@@ -319,11 +332,12 @@ def run(
     begun = records.start()
     table = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
     rows = {s: table[table["split"] == s] for s in ("train", "validation")}
-    look = validation_look(rows["validation"], data)
+    look = validation_look(_some_scenes(rows["validation"], cfg.train.select_scenes), data)
     kept = records.checkpoints(data, run_id)
     if not resume:
         shutil.rmtree(kept, ignore_errors=True)
-    done = fit(cfg, rows["train"], data, _store(data, cfg), look, kept, fsdp)
+    given = pretrain.load(pretrain.ensure(cfg, data), cfg.model) if cfg.train.pretrained else None
+    done = fit(cfg, rows["train"], data, frame_store(data, cfg), look, kept, fsdp, given)
     numbers = done.history.iloc[-1].to_dict()
     if jax.process_index() == 0:
         done.scorer.save(data / "weights" / f"{run_id}.safetensors")

@@ -176,6 +176,23 @@ def test_no_file_stays_open(rows, store, tokenizer):
     assert len(kept) == 3 and len(os.listdir("/proc/self/fd")) == before
 
 
+def test_two_processes_may_decode_a_video_into_one_store(mp4, tmp_path, monkeypatch):
+    """The second does all of its work between the first one's writing and renaming."""
+    target, save, pids = tmp_path / "a-0.npy", np.save, iter(range(2))
+    store = lambda: batches._store_one(mp4, target, 2, CFG.video)  # noqa: E731
+
+    def interrupted(path, frames):
+        save(path, frames)
+        monkeypatch.setattr(np, "save", save)
+        store()
+
+    monkeypatch.setattr(os, "getpid", lambda: next(pids))
+    monkeypatch.setattr(np, "save", interrupted)
+    store()
+    assert np.load(target).shape[0] == 2
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_rows_of_a_brought_set_make_batches_of_their_own_clips(rows, store, tokenizer, tmp_path):
     """One clip a source, so pairs join two scenes; people's scores; descriptions by Gemini."""
     brought = pd.DataFrame({

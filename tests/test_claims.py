@@ -54,20 +54,20 @@ def test_a_claim_that_the_papers_numbers_contradict_is_said_to_fail(results):
 
 def test_what_was_not_run_is_named_and_what_needs_people_says_so(results):
     table = verdicts(results)
-    assert row(table, "Pairwise has").at_profile == "not run: mix, pairwise, single"
-    assert row(table, "Robust to VP9").at_profile == "not run: default, default (vp9)"
+    assert row(table, "Pairwise has").at_profile == "not run: cpllm, pairwise, single"
+    assert row(table, "Robust to VP9").at_profile == "not run: cpllm, cpllm (vp9)"
     assert set(table.at_profile[table.at_profile == HUMAN].index) == {
         "Best MOS SRCC and PLCC on YT-Compress", "Best DMOS SRCC and PLCC on YT-Compress",
         "Top-2 on each of the four cross-set tests"}
     assert table.at_profile.str.startswith("not ").all() and table.lead.isna().all()
-    save_run(results, "default")
+    save_run(results, "cpllm")
     table = verdicts(results)
-    assert row(table, "Robust to VP9").at_profile == "not run: default (vp9)"
-    assert row(table, "every CRF").at_profile == "not run: coinvq, dover, fastvqa, qalign"
+    assert row(table, "Robust to VP9").at_profile == "not run: cpllm (vp9)"
+    assert row(table, "every CRF").at_profile == "not run: coinvq, dover, fast-vqa, q-align"
 
 
 def test_a_claim_is_computed_as_soon_as_its_runs_exist(results):
-    for name, noise in ("pairwise", 0.1), ("mix", 30), ("single", 30):
+    for name, noise in ("pairwise", 0.1), ("cpllm", 30), ("single", 30):
         for seed in (0, 1):
             save_run(results, name, seed, noise)
     table = verdicts(results)
@@ -80,7 +80,7 @@ def test_a_claim_is_computed_as_soon_as_its_runs_exist(results):
 
 
 def test_an_interval_that_holds_zero_leaves_a_claim_undecided(results):
-    for name, reversed_source in ("all", "test-b"), ("frozen", "test-a"), ("head", "test-a"):
+    for name, reversed_source in ("all", "test-b"), ("cpllm", "test-a"), ("head", "test-a"):
         file = save_run(results, name) / "predictions.csv"
         rows = pd.read_csv(file)
         rows["prediction"] = rows.proxy.where(rows.source != reversed_source, -rows.proxy)
@@ -90,7 +90,7 @@ def test_an_interval_that_holds_zero_leaves_a_claim_undecided(results):
 
 
 def test_robustness_allows_the_stated_margin(results):
-    folder = save_run(results, "default", noise=3)
+    folder = save_run(results, "cpllm", noise=3)
     rows = pd.read_csv(folder / "predictions.csv")
     vp9 = rows[rows.codec == "h264"].assign(codec="vp9", video=lambda f: f.video + "-vp9")
 
@@ -103,11 +103,11 @@ def test_robustness_allows_the_stated_margin(results):
 
 
 def test_text_answers_count_by_their_table(results):
-    for name in ("default", "coinvq", "fastvqa", "dover", "qalign"):
+    for name in ("cpllm", "coinvq", "fast-vqa", "dover", "q-align"):
         save_run(results, name, noise=1)
     (results / "smoke" / "tables").mkdir()
-    systems = {"answers": 0.5, "default": 0.1, "coinvq": 0.1, "fastvqa": 0.1, "dover": 0.1,
-               "qalign": 0.1}
+    systems = {"answers": 0.5, "cpllm": 0.1, "coinvq": 0.1, "fast-vqa": 0.1, "dover": 0.1,
+               "q-align": 0.1}
     pd.DataFrame([{"system": name, "metric": f"FR diff={d}", "value": value,
                    "ci_low": value - 0.02, "ci_high": value + 0.02, "n_sources": 3, "n_items": 9,
                    "seeds": 1, "status": "ok"}

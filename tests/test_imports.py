@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 import weakref
 from functools import partial
 from pathlib import Path
@@ -162,16 +164,21 @@ def test_no_pickle_is_ever_loaded(tmp_path, low_model):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_import_weights_writes_one_checkpoint_that_loads(tmp_path, npz, capsys):
+@pytest.fixture
+def words(tmp_path):
+    made = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2}, unk_token="<pad>"))
+    PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained(tmp_path / "words")
+    return tmp_path / "words"
+
+
+def test_import_weights_writes_one_checkpoint_that_loads(tmp_path, npz, words, capsys):
     folder = tmp_path / "paligemma"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((GOLDEN / "paligemma" / name).read_bytes())
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2}, unk_token="<pad>"))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "words")
     out = tmp_path / "cpllm.safetensors"
     sources = ["--paligemma", str(folder), "--videoprism", str(npz)]
-    rest = ["--tokenizer", str(tmp_path / "words"), "--out", str(out)]
+    rest = ["--tokenizer", str(words), "--out", str(out)]
     assert cli.main(["import-weights", *sources, *rest]) == 0
     assert str(out) in capsys.readouterr().out
     model, cfg, tokenizer = weights.load(out)
@@ -183,6 +190,44 @@ def test_import_weights_writes_one_checkpoint_that_loads(tmp_path, npz, capsys):
     got = model.decoder.blocks.attention.out.kernel[...][1]
     np.testing.assert_array_equal(got, first[name].T)
     assert not np.any(model.decoder.blocks.attention.lora["q"].b[...])
+
+
+def widened(folder, hidden):
+    """The golden PaliGemma with `hidden` units in its decoder's MLPs; (bytes, largest tensor's)."""
+    folder.mkdir()
+    about = json.loads((GOLDEN / "paligemma" / "config.json").read_text())
+    narrow, about["text_config"]["intermediate_size"] = 36, hidden
+    (folder / "config.json").write_text(json.dumps(about))
+    tensors = load_file(GOLDEN / "paligemma" / "model.safetensors")
+    for name in [k for k in tensors if "language" in k and ".mlp." in k]:
+        sides = [hidden if n == narrow else n for n in tensors[name].shape]
+        tensors[name] = np.ones(sides, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    sizes = [x.nbytes for x in tensors.values()]
+    return sum(sizes), max(sizes)
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from cpllm import config
+from cpllm.model import imports
+words, low, out, *sources = map(Path, sys.argv[1:])
+for source in sources:
+    imports.import_weights(out, config.smoke(), low, source, source, words)
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) * 1024)  # getrusage's would be the parent's
+"""
+
+
+def test_an_import_takes_no_more_memory_than_the_model_and_a_tensor(tmp_path, npz, words):
+    total, largest = widened(tmp_path / "large", 600_000)
+    assert total > 200e6
+    paths = [words, npz, tmp_path / "out.safetensors", GOLDEN / "paligemma", tmp_path / "large"]
+    run = subprocess.run([sys.executable, "-c", PEAK, *map(str, paths)], capture_output=True,
+                         text=True, check=True)  # fmt: skip
+    small, large = map(int, run.stdout.split())
+    assert total < large - small < total + 1.5 * largest
 
 
 def test_import_weights_asks_for_what_is_missing(npz, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The stages of a profile, on two made scenes; the whole smoke profile under `make test-slow`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 from scipy import ndimage
 
-from cpllm import baselines, config, pipeline
+from cpllm import baselines, calibrate, config, pipeline, records, report
 from cpllm.data import ladder, manifests, text
 from cpllm.infer import Scorer
 from cpllm.model.cpllm import CPLLM
@@ -43,7 +44,8 @@ def place(tmp_path, monkeypatch):
 
 
 def predictions(place, run_id):
-    return pd.read_csv(place / "results" / "smoke" / "runs" / run_id / "predictions.csv")
+    rows = report.read_runs("smoke", place / "results")
+    return rows[rows["run"] == run_id]
 
 
 def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place, ffmpeg):
@@ -56,6 +58,9 @@ def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place
     assert set(whole["split"]) == {"validation", "test"}
     assert whole["video"].is_unique
     assert whole.loc[whole["role"] == "original", "crf"].isna().all()
+    repeated = json.loads((place / "results" / "smoke" / "repeatability.json").read_text())
+    assert repeated["points"].keys() == calibrate.PROMISED.keys()
+    assert all(repeated["points"][k] <= most for k, most in calibrate.PROMISED.items())
     one = table[table["split"] == "test"].iloc[0]["video"]
     assert whole.set_index("video").loc[one, "prediction"] == pytest.approx(
         scorer.score(place / "data" / "smoke" / f"{one}.mp4").score, rel=1e-5
@@ -81,30 +86,23 @@ def test_what_baselines_learnt_is_kept_for_a_clone_without_the_training_split(pl
 
 def test_a_clone_with_committed_runs_needs_the_test_split_only(place):
     assert pipeline.needed_splits("smoke", fresh=False) == ladder.SPLITS
-    folder = place / "results" / "smoke" / "runs" / "default-s0"
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text("{}")
+    for run_id in (*pipeline.run_ids("smoke"), *pipeline.table_ids("smoke")):
+        records.write_json(place / "results" / "smoke" / "runs" / run_id / "metrics.json", {})
     assert pipeline.needed_splits("smoke", fresh=False) == ("test",)
     assert pipeline.needed_splits("smoke", fresh=True) == ladder.SPLITS
 
 
-def test_training_skips_seeds_that_have_run_and_names_each_run(place, monkeypatch):
-    three = config.preset("smoke")
-    three = config.Config(three.profile, three.model, three.train, three.video, three.data, (0, 1))
-    monkeypatch.setitem(config.PRESETS, "smoke", lambda: three)
-    ran = []
-    monkeypatch.setattr(
-        pipeline.sweep, "run_notebook", lambda _, output, values: ran.append((output, values))
-    )
-    done = place / "results" / "smoke" / "runs" / "default-s0"
-    done.mkdir(parents=True)
-    (done / "metrics.json").write_text("{}")
-    pipeline.train_runs("smoke", fresh=False)
-    assert [(v["run_id"], v["seed"]) for _, v in ran] == [("default-s1", 1)]
-    pipeline.train_runs("smoke", fresh=True)
-    assert [v["seed"] for _, v in ran[1:]] == [0, 1]
-    assert ran[1][0].parent == place / "results" / "smoke" / "notebooks"
-    assert ran[2][0].parent.name == "default-s1"
+def test_the_first_seed_of_the_default_is_a_chapter_and_the_packages_weights(place, monkeypatch):
+    default = place / "package" / "smoke.safetensors"
+    monkeypatch.setattr("cpllm.infer.DEFAULT", default)
+    for name, held in ("notebooks/default-s0.ipynb", "{}"), ("weights/default-s0.safetensors", "w"):
+        (place / "data" / "smoke" / name).parent.mkdir(parents=True)
+        (place / "data" / "smoke" / name).write_text(held)
+    pipeline._ship("smoke", {"default-s1", "cpllm-s0"})
+    assert not default.exists()
+    pipeline._ship("smoke", {"default-s0"})
+    assert default.read_text() == "w"
+    assert (place / "results" / "smoke" / "notebooks" / "20_train.ipynb").read_text() == "{}"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from cpllm import metrics, report
+from cpllm import metrics, records, report
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ["video", "source", "family", "split", "role", "distortion", "codec", "crf", "proxy",
@@ -121,10 +121,11 @@ def test_the_papers_rows_are_marked_and_have_no_interval(made):
 def test_a_missing_run_says_not_run_and_never_the_papers_number(results):
     table = report.table3("smoke", results, draws=20)
     ours = table[table.status != "paper"]
-    assert set(ours.system) == {"default", "sharpness", "filesize"}
-    assert set(ours.status) == {"not run"} and ours.value.isna().all()
+    assert set(ours.system) == {"cpllm", "coinvq", "fast-vqa", "dover", "q-align", "answers",
+                                "default", *report.BASELINES}
+    assert set(ours.status) == {"not run (smoke)"} and ours.value.isna().all()
     wide = report.styled(table).data
-    assert set(wide.loc[OURS]) == {"not run"} and "not run" in report.title(table)
+    assert set(wide.loc[OURS]) == {"not run (smoke)"} and "not run" in report.title(table)
     assert "not run" in report.reading(table)
     report.flip_curve(table, results)
 
@@ -149,9 +150,49 @@ def test_the_validation_summary_reads_the_validation_split_alone(results):
     assert not (results / "smoke" / "tables").exists()
 
 
-def test_a_system_that_is_not_expected_gets_its_row_too(filled):
-    save_run(filled, "mix-lr3", noise=9)
-    assert cells(report.table3("smoke", filled, draws=20), "mix-lr3").value["FR diff=2"] > 0
+def outside(results, table, name="vmaf-nr"):
+    """A CSV of predictions made elsewhere, and videos.csv, which says what the videos are."""
+    known = pd.read_csv(results / "smoke" / "runs" / "filesize-s0" / "predictions.csv")
+    known.drop(columns="prediction").to_csv(results / "smoke" / "videos.csv", index=False)
+    (results / "smoke" / "outside").mkdir(exist_ok=True)
+    table(known).to_csv(results / "smoke" / "outside" / f"{name}.csv", index=False)
+
+
+def test_predictions_from_outside_are_matched_by_name_and_get_a_row(filled):
+    outside(filled, lambda known: known[["video"]].assign(prediction=-known.proxy, note="x"))
+    theirs = cells(report.table3("smoke", filled, draws=20), "vmaf-nr (outside)")
+    assert theirs.value["FR diff=2"] == 1 and theirs.value["SRCC pooled"] == pytest.approx(-1)
+    assert set(theirs.status) == {"ok"} and set(theirs.n_sources) == {3}
+
+
+def test_predictions_of_some_videos_only_say_how_many(filled):
+    outside(filled, lambda known: known[["video"]].assign(prediction=known.proxy)[:-1])
+    theirs = cells(report.table3("smoke", filled, draws=20), "vmaf-nr (outside)")
+    assert set(theirs.status) == {"87 of 88 videos"} and theirs.value["SRCC pooled"] == 1
+
+
+@pytest.mark.parametrize(("table", "named"), [
+    (lambda known: known[["video"]].assign(prediction=1.0, video=lambda f: f.video + ".mp4"),
+     r"vmaf-nr.csv: 176 of 176 videos are not in .*first: validation-w@original\.mp4"),
+    (lambda known: known[["video"]].assign(score=1.0), "no column prediction; has video, score"),
+])
+def test_outside_predictions_that_can_not_be_matched_are_refused_by_name(filled, table, named):
+    outside(filled, table)
+    with pytest.raises(ValueError, match=named):
+        report.table3("smoke", filled)
+
+
+def test_a_run_by_older_training_code_is_named_as_such(filled):
+    folder = filled / "smoke" / "runs" / "default-s0"
+    made = json.loads((folder / "provenance.json").read_text())
+    for code, status in (records.code_sha256(), "ok"), ("beef", "older code"):
+        for seed in (0, 1):
+            folder = filled / "smoke" / "runs" / f"default-s{seed}"
+            (folder / "config.json").write_text(json.dumps({"model": {}, "train": {"seed": seed}}))
+            (folder / "provenance.json").write_text(json.dumps({**made, "code_sha256": code}))
+        table = report.table3("smoke", filled, draws=20)
+        assert set(cells(table, OURS).status) == {status}
+    assert "default (older code)" in report.styled(table).data.index
 
 
 def test_a_folder_whose_seed_is_not_its_configurations_is_refused(filled):
@@ -193,13 +234,13 @@ def test_the_figure_shows_ours_with_seeds_and_marks_the_papers_lines(made):
     figure = report.flip_curve(table, filled)
     (axes,) = figure.axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["default (smoke)", "sharpness (smoke): not run", "filesize (smoke)",
+    assert labels == ["default (smoke)", "filesize (smoke)",
                       "DOVER (paper, LSVQ-test-1080p)", "Q-Align (paper, LSVQ-test-1080p)", CPLLM]
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     np.testing.assert_allclose(lines["default (smoke)"],
                                cells(table, OURS).value[list(report.STRICT)])
     assert sum(line.get_marker() == "." for line in axes.lines) == 3  # two seeds and one baseline
-    assert len(axes.collections) == 3 and "smoke" in axes.get_title()
+    assert len(axes.collections) == 2 and "smoke" in axes.get_title()
 
 
 def test_the_figure_file_is_the_same_bytes_each_time(made):
@@ -261,3 +302,17 @@ def test_the_notebook_is_stored_without_outputs_and_with_tagged_parameters():
     assert not any("def " in cell.source for cell in code)
     for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
         assert cell.cell_type != "code" or before.cell_type == "markdown"
+
+
+def test_text_answers_are_a_row_of_table_3_and_not_run_without_them(filled):
+    def answered():
+        return cells(report.table3("smoke", filled, draws=20), "answers")
+
+    assert set(answered().status) == {"not run (smoke)"}
+    pairs = pd.DataFrame([{"source": s, "scene": s, "codec": "h264", "crf_low": 13,
+                           "crf_high": 13 + d, "diff": d, "first": 1.0, "second": second}
+                          for s in "abc" for d in (2, 20) for second in (1.0, -1.0)])
+    pairs.to_csv(filled / "smoke" / "runs" / "default-s0" / "answers.csv", index=False)
+    ours = answered()
+    assert ours.value["FR diff=2"] == 0.25 and ours.value["share of First"] == 0.75
+    assert ours.n_items["FR diff=2"] == 12 and set(ours.seeds) == {1}

@@ -22,9 +22,8 @@ def test_every_set_has_the_configured_counts():
     ladders = collections.Counter(s.dataset for s in found if s.codecs)
     assert ladders == {"lsvq-train": 5, "lsvq-validation": 4, "lsvq-test": 3}
     singles = collections.Counter(s.dataset for s in found if not s.codecs)
-    expected = {name: {"train": 8, "validation": 2, "test": 6}[kind.split]
-                for name, kind in scenes.SETS.items()}
-    assert singles == expected
+    others = {"lsvq-train": 8, "lsvq-validation": 2, "yt-compress": 8}  # a quarter more than 6
+    assert singles == {name: others.get(name, 6) for name in scenes.SETS}
     assert all(s.split == scenes.SETS[s.dataset].split for s in found)
 
 
@@ -70,7 +69,15 @@ def test_shorts_are_upright_and_the_1080p_set_is_large():
         if scene.dataset.startswith("shorts"):
             assert scene.height > scene.width
         if scene.dataset == "lsvq-1080p":
-            assert min(scene.height, scene.width) >= 600
+            assert min(scene.height, scene.width) >= 540
+
+
+def test_each_of_pocket_s_test_sets_has_150_originals():
+    data = config.pocket().data
+    originals = collections.Counter(
+        s.dataset for s in POCKET if s.split == "test"
+        for clip in ladder.clips(s, data) if clip["role"] == "original")
+    assert len(originals) == 7 and min(originals.values()) >= 150, originals
 
 
 def test_a_quarter_of_pocket_s_clips_has_540_lines_or_more_and_all_have_12_frames():

@@ -127,7 +127,7 @@ def checkout(tmp_path, monkeypatch):
         (tmp_path / "results" / profile).mkdir(parents=True, exist_ok=True)
         (tmp_path / "results" / profile / "made.csv").write_text((tmp_path / "in.csv").read_text())
 
-    def execute(source, output, parameters, inputs=()):
+    def execute(source, output, parameters, inputs=(), tell=None):
         ran.append(source.stem)
         notebook = nbformat.read(source, as_version=4)
         notebook.metadata["cpllm"] = {"fingerprint": sweep.fingerprint(source, parameters, inputs)}

@@ -66,6 +66,13 @@ def attach(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table
 
 
+def caption(row: Mapping) -> str:
+    """What a manifest row's video shows and its style, without a word on quality."""
+    if "content" in row:
+        return f"{row['content']}, {row['style']}"
+    return " ".join(row["description"].split(". ")[:2])
+
+
 def describe(row: Mapping) -> str:
     """Three sentences for a manifest row: its `description` if it has one, else from a scene's
     `video, content, style, role, distortion, proxy`.

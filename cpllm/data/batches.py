@@ -41,7 +41,7 @@ def _store_one(source: Path, target: Path, frames: int, cfg: config.Video) -> No
     fitted = video.fit(
         video.key_frames(source, frames, threads=1), cfg.fit_height, cfg.fit_width, cfg.enlarge
     )
-    part = target.with_suffix(".part.npy")
+    part = target.with_suffix(f".{os.getpid()}.part.npy")  # another process may do the same
     np.save(part, fitted)
     part.replace(target)
 
@@ -57,6 +57,12 @@ def store_frames(rows: pd.DataFrame, videos: Path, store: Path, cfg: config.Conf
     if todo:  # threads: FFmpeg and Pillow work outside of the interpreter's lock
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_store_one, *zip(*todo, strict=True)))
+
+
+def frame_store(data: Path, cfg: config.Config) -> Path:
+    """Folder of decoded frames, by what their decoding depends on."""
+    size = f"{cfg.video.fit_width}x{cfg.video.fit_height}{'+' * cfg.video.enlarge}"
+    return data / f"frames-{cfg.train.frames}-{size}"
 
 
 def stored(store: Path, row) -> Path:
@@ -95,6 +101,7 @@ class PairBatches:
         cfg: config.Config,
         groups: int = 1,
         own: range = range(1),
+        features: Path | None = None,
     ):
         self.rows, self.tokenizer, self.cfg = rows.reset_index(drop=True), tokenizer, cfg
         self.quality = (manifests.quality(self.rows) / 100).to_numpy(np.float32)
@@ -103,6 +110,7 @@ class PairBatches:
         self.causes = causes(self.rows)
         self.scene = self.rows.groupby("scene").indices
         self.stored = [stored(store, r) for r in self.rows.itertuples()]
+        self.features = features and [stored(features, r) for r in self.rows.itertuples()]
         # A view is small, and its resizing a third of a batch's cost.
         self.view = lru_cache(VIEWS // (3 * cfg.video.high_size**2))(self._view)
         self.descriptions = [
@@ -154,7 +162,7 @@ class PairBatches:
         n = self.singles()
         items = [(self._draw_single(rng),) for _ in range(n)]
         items += [self._draw_pair(rng) for _ in range(self.cfg.train.batch - n)]
-        augment = _augmentation if self.cfg.train.augment else (lambda _: lambda x: x)
+        augment = augmentation if self.cfg.train.augment else (lambda _: lambda x: x)
         return [
             (item, rng.integers(self.cfg.train.frames), int(rng.integers(2**31)), augment(rng))
             for item in items
@@ -177,14 +185,13 @@ class PairBatches:
         frames = [frame for item in drawn for frame in self._frames(*item)]
         first = np.cumsum([0, *map(len, items[:-1])]).astype(np.int32)
         second = first + np.array([len(item) - 1 for item in items], np.int32)
-        texts = [self._text(item) for item in items]
         q = np.array([[self.quality[item[0]], self.quality[item[-1]]] for item in items])
         has_mos = np.array(
             [self.cfg.train.regress_on == "all" or self.original[item[0]] for item in items]
         )
         return {
             **{k: np.stack([f[k] for f in frames]) for k in frames[0]},
-            **{k: np.stack([getattr(t, k) for t in texts]) for k in ("tokens", "valid", "answer")},
+            **text.stack(self._text(item) for item in items),
             "first": first,
             "second": second,
             "q": q,
@@ -206,7 +213,8 @@ class PairBatches:
             jitter = np.random.default_rng(seed) if self.cfg.train.augment else None
             cells = video.patch_positions(*frame.shape[1:3], cfg.patch_size, k, jitter)
             patches, present = video.cut_patches(frame, cfg.patch_size, k, cells)
-            view = change(self.view(i, at))
+            view = (np.load(self.features[i])[at] if self.features
+                    else change(self.view(i, at)))
             out.append({"view": view, "patches": change(patches)[0], "present": present})
             if cfg.following:
                 half = (at + self.cfg.train.frames // 2) % self.cfg.train.frames
@@ -214,7 +222,7 @@ class PairBatches:
         return out
 
 
-def _augmentation(rng: np.random.Generator):
+def augmentation(rng: np.random.Generator):
     """A random flip, transpose, channel order, contrast and brightness for square uint8 images."""
     flip_h, flip_w, turn = rng.random(3) < 0.5
     channels, gain, bias = rng.permutation(3), rng.uniform(0.7, 1.3), rng.uniform(-20, 20)

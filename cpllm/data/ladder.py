@@ -375,9 +375,7 @@ def _each(work, chosen, data, root, known, progress, workers, scheduler) -> dict
                    console=console, disable=not progress or not chosen)
     longest = sorted(chosen, key=lambda s: -s.height * s.width * len(clips(s, data)))
     jobs = [(work, s, data, root, known[known["scene"] == s.name]) for s in longest]
-    workers = min(workers or os.cpu_count(), len(chosen))
-    alone = workers <= 1 and scheduler is None
-    done = ((j[1], _try(*j)) for j in jobs) if alone else _spread(jobs, workers, scheduler)
+    done = spread(jobs, workers, scheduler)
     with bar:
         results = {s.name: came for s, came in bar.track(done, len(jobs), description="")}
     failed = {name: came for name, came in results.items() if isinstance(came, Exception)}
@@ -391,14 +389,25 @@ def _each(work, chosen, data, root, known, progress, workers, scheduler) -> dict
     return results
 
 
-def _spread(jobs, workers, scheduler) -> Iterator[tuple]:
-    """The jobs by a dask cluster's workers: the one at an address, or processes of this machine."""
+def spread(jobs, workers, scheduler, listen=None) -> Iterator[tuple]:
+    """(job[1], result) of each job (function, key, …) by a dask cluster's workers, as they come.
+
+    scheduler: a cluster's address; None: processes of this machine, `workers` or one a core. A
+    failed job's result is its exception. `listen` gets (time, message) of each event that a worker
+    logs under the topic "progress".
+    """
+    workers = min(workers or os.cpu_count(), len(jobs))
+    if workers <= 1 and scheduler is None:
+        yield from ((job[1], _try(*job)) for job in jobs)
+        return
     from distributed import Client, LocalCluster, as_completed
 
     with contextlib.ExitStack() as stack:
         here = scheduler or stack.enter_context(LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None))
+            n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0"))
         client = stack.enter_context(Client(here))
+        if listen:
+            client.subscribe_topic("progress", listen)
         scene = {client.submit(_try, *job, pure=False): job[1] for job in jobs}
         for future in as_completed(scene):
             yield scene[future], future.exception() or future.result()

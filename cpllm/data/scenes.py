@@ -151,7 +151,8 @@ SMALL = (240, 540, 270, 216, 360, 540, 288, 240)
 class Set(NamedTuple):
     """A counterpart of one of the paper's sets: where its scenes come from and how large they are.
 
-    photos: the share of photographs; lines: short sides in turn, in pixels.
+    photos: the share of photographs; lines: short sides in turn, in pixels; share: of the number
+    of scenes without a ladder that the configuration names.
     """
 
     split: str
@@ -159,14 +160,16 @@ class Set(NamedTuple):
     photos: float
     lines: tuple[int, ...]
     aspects: tuple[float, ...] = WIDE
+    share: float = 1.0
 
 
 SETS = {
     "lsvq-train": Set("train", SEEN, 0.25, LINES),
     "lsvq-validation": Set("validation", SEEN, 0.2, LINES),
     "lsvq-test": Set("test", (*UNSEEN, *SEEN), 0.25, LINES),
-    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1, (600, 720) * 8 + (1080, 600)),
-    "yt-compress": Set("test", ("terrain", "game", "collage", "bokeh", "weave"), 0.3, SMALL),
+    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1, (540, 600) * 7 + (720, 1080)),
+    "yt-compress": Set("test", ("terrain", "game", "collage", "bokeh", "weave"), 0.3, SMALL,
+                       share=1.25),
     "youtube-ugc": Set("test", ("text", "lowlight", "game", "collage", "astronomy", "cartoon"), 0.3,
                        SMALL),
     "live-yt-gaming": Set("test", ("game", "solids", "pixelart", "game", "cartoon"), 0.0, SMALL),
@@ -188,7 +191,7 @@ def catalog(data: config.Data) -> tuple[Scene, ...]:
     scenes = []
     for name, kind in SETS.items():
         count = ladders.pop(kind.split, 0)
-        for ladder, n in ((True, count), (False, singles[kind.split])):
+        for ladder, n in ((True, count), (False, round(singles[kind.split] * kind.share))):
             photos = _photographs(name, kind, ladder, round(kind.photos * n), data)
             scenes += [*photos, *_worlds(name, kind, ladder, n - len(photos), data)]
     return tuple(scenes)

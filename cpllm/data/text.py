@@ -72,6 +72,12 @@ def pack(tokenizer: Tokenizer, prompt: str, answer: str | None, length: int) -> 
     return Text(tokens, at < n, (at >= len(head)) & (at < n))
 
 
+def stack(texts: Iterable[Text]) -> dict[str, np.ndarray]:
+    """Texts of one length as arrays [N,L] by the names of their fields."""
+    texts = list(texts)
+    return {k: np.stack([getattr(t, k) for t in texts]) for k in ("tokens", "valid", "answer")}
+
+
 def _ids(tokenizer: Tokenizer, words: str) -> list[int]:
     """Without the tokens that Gemma's own post-processing would add a second time."""
     return tokenizer.encode(words, add_special_tokens=False).ids

@@ -68,7 +68,7 @@ def key_frames(path: str | Path, m: int, threads: int = 0) -> np.ndarray:
     The whole clip is decoded, M frames of it are held. Which frames are chosen depends on the
     number of decoded frames alone. `threads` of the decoder: 0 is one per core.
     """
-    guess = probe(path).frames
+    guess = _count_packets(path)
     frames, n = _collect(path, key_indices(guess, m), threads)
     if n != guess:  # hidden or undecodable packets: choose again by what was decoded
         frames, n = _collect(path, key_indices(n, m), threads)

@@ -41,6 +41,7 @@ class CPLLM(nnx.Module):
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         width = model.decoder.width
+        self.high_seen, self.low_seen = model.encoders != "low", model.encoders != "high"
         self.high = Siglip(model, rngs)
         self.low = VideoPrism(model, rngs)
         self.project_high = Dense(model.high.width, width, rngs)
@@ -52,13 +53,14 @@ class CPLLM(nnx.Module):
     def see(self, view: Array, patches: Array, present: Array) -> tuple[Array, Array]:
         """One key frame of each of B videos → u: [B,T_h,D], v: [B,T_l,D].
 
-        view: uint8[B,H_h,W_h,3]; patches: uint8[B,K,P,P,3]; present: bool[B,K], False for
-        the slots of a frame that holds fewer than K patches; the mean leaves them out.
+        view: uint8[B,H_h,W_h,3], or float[B,T_h,D_h], what the high-level encoder made of it;
+        patches: uint8[B,K,P,P,3]; present: bool[B,K], False for the slots of a frame that holds
+        fewer than K patches; the mean leaves them out.
         """
-        u = self.project_high(self.high(view))
+        u = self.project_high(self.high(view) if view.dtype == jnp.uint8 else view)
         h = self.project_low(self.low(patches, present))
-        v = h.mean(1, where=present[..., None, None])
-        return u, self.pool_norm(v)
+        v = self.pool_norm(h.mean(1, where=present[..., None, None]))
+        return (u if self.high_seen else u[:, :0]), (v if self.low_seen else v[:, :0])
 
     def score(self, u: Array, v: Array) -> Array:
         """Per-frame quality float32[B] in (0, 1)."""

@@ -128,7 +128,7 @@ def readers(path: Path) -> Readers:
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected .safetensors or .npz; pickled weights are not loaded")
     try:
-        file = safe_open(path, "numpy")
+        file = safe_open(path, "numpy", backend="pread")
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file ({error})") from error
     return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118

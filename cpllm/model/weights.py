@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -30,8 +31,18 @@ def shapes(model: config.Model) -> nnx.Module:
 
 def save(path: Path, model: nnx.Module, cfg: config.Config, tokenizer: Tokenizer) -> None:
     """Write a model with its configuration and tokenizer."""
-    tensors = {k: jax.device_get(v[...]) for k, v in names(nnx.state(model, nnx.Param)).items()}
-    write(path, tensors, cfg, tokenizer)
+    write(path, tensors(model), cfg, tokenizer)
+
+
+def tensors(model: nnx.Module) -> dict[str, np.ndarray]:
+    """A module's parameters by their names."""
+    return {k: jax.device_get(v[...]) for k, v in names(nnx.state(model, nnx.Param)).items()}
+
+
+def fill(state: nnx.State, tensors: Mapping[str, np.ndarray | jax.Array]) -> nnx.State:
+    """The state with those leaves replaced that `tensors` names."""
+    leaves = [jnp.asarray(tensors[k]) if k in tensors else x[...] for k, x in names(state).items()]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
 def write(
@@ -45,8 +56,8 @@ def write(
     part.replace(path)
 
 
-def load(path: Path) -> tuple[nnx.Module, config.Config, Tokenizer]:
-    """Read a file that `save` wrote; ValueError names a missing, unexpected or misshapen tensor."""
+def read(path: Path) -> tuple[dict[str, np.ndarray], config.Config, Tokenizer]:
+    """What `write` was given; ValueError for a file that it did not write."""
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -60,13 +71,16 @@ def load(path: Path) -> tuple[nnx.Module, config.Config, Tokenizer]:
             f"{path}: expected metadata {', '.join(sorted(missing))}; not written by cpllm"
         )
     cfg = config.from_dict(json.loads(metadata["config"]))
+    return tensors, cfg, Tokenizer.from_str(metadata["tokenizer"])
+
+
+def load(path: Path) -> tuple[nnx.Module, config.Config, Tokenizer]:
+    """Read a file that `save` wrote; ValueError names a missing, unexpected or misshapen tensor."""
+    tensors, cfg, tokenizer = read(path)
     graph, params, rest = nnx.split(shapes(cfg.model), nnx.Param, ...)
     leaves = names(params)
     compare(path, {k: v.shape for k, v in leaves.items()}, {k: v.shape for k, v in tensors.items()})
-    filled = jax.tree.unflatten(
-        jax.tree.structure(params), [jnp.asarray(tensors[k]) for k in leaves]
-    )
-    return nnx.merge(graph, filled, rest), cfg, Tokenizer.from_str(metadata["tokenizer"])
+    return nnx.merge(graph, fill(params, tensors), rest), cfg, tokenizer
 
 
 def compare(path: Path, expected: dict[str, tuple], found: dict[str, tuple]) -> None:

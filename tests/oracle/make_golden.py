@@ -40,7 +40,7 @@ def randomise(model, seed):
             noise = rng.standard_normal(p.shape).astype(np.float32)
             fan_in = np.prod(p.shape[1:]) if p.ndim > 1 else 1
             sharp = 2.0 if "q_proj.weight" in name else 1.0  # attention far from uniform
-            start = p.numpy() if p.ndim == 1 else 0
+            start = p.numpy().round() if p.ndim == 1 else 0  # SigLIP's biases begin as noise
             scale = sharp * fan_in**-0.5 if p.ndim > 1 else 0.1
             p.copy_(torch.from_numpy(np.asarray(start + noise * scale, np.float32)))
     return model.eval()

@@ -1,0 +1,250 @@
+"""Grids of training runs: a YAML of rows → papermill runs of the training notebook, in parallel.
+
+A run is a row of a grid with a seed. It is done while its configuration and data are those that it
+recorded; if only the training code has changed since, it is kept and called "older code".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from cpllm import config, records, sweep
+from cpllm.data import ladder, manifests
+
+NOTEBOOK = "20_train.ipynb"
+DONE, OLDER, CHANGED, MISSING = "done", "older code", "changed", "not run"
+console = Console(stderr=True)
+
+
+class GridError(ValueError):
+    """A grid that can't be planned, or whose runs failed; names the grid or the runs."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What notebooks/sweeps/<name>.yaml may hold.
+
+    rows: name → flat changes for `configure`; axes: every combination of their values makes a row
+    out of each row; include: grids whose rows come first; only: the rows that a profile trains,
+    where that is not all of them.
+    """
+
+    about: str
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recipe: str = "table"
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    only: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its name, what the notebook is told, and what that makes."""
+
+    run_id: str
+    parameters: dict[str, Any]
+    cfg: config.Config
+
+
+def configure(profile: str, recipe: str, seed: int, changes: dict[str, Any]) -> config.Config:
+    """A profile's configuration under a recipe ("preset" or "table") with flat changes.
+
+    `kind` and `mechanism` choose a compared model (`config.rival`), all else goes to
+    `config.replace`. ValueError names what is unknown.
+    """
+    bases = {"preset": config.preset, "table": getattr(config, "table", None)}
+    if recipe not in bases:
+        raise ValueError(f"recipe: expected one of {', '.join(bases)}; got {recipe!r}")
+    cfg, changes = bases[recipe](profile), dict(changes)
+    if kind := changes.pop("kind", None):
+        cfg = config.rival(cfg, kind, changes.pop("mechanism", True))
+    flat = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    return config.replace(cfg, seed=seed, **flat)
+
+
+def read(name: str, profile: str, root: Path) -> list[Run]:
+    """The runs of a grid at a profile, one for each row and seed; GridError names a fault."""
+    try:
+        grid = _load(name, root)
+        rows = {run: (grid.recipe, changes) for run, changes in _rows(grid)}
+        runs = [run for other in grid.include for run in read(other, profile, root)]
+        chosen = grid.only.get(profile, list(rows))
+        if unknown := set(chosen) - set(rows):
+            raise ValueError(f"only: no row {', '.join(sorted(unknown))}")
+        return runs + [_run(row, *rows[row], seed, profile) for row in chosen
+                       for seed in config.preset(profile).seeds]
+    except GridError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        raise GridError(f"{name}.yaml: {error}") from error
+
+
+def status(run: Run, profile: str, root: Path, data_hash: str | None) -> str:
+    """Whether a run is there, and made with this configuration, these data and this code."""
+    folder = records.run_folder(root / "results", profile, run.run_id)
+    made = records.read_json(folder / "provenance.json")
+    if not made:
+        return MISSING
+    try:
+        same = config.from_dict(records.read_json(folder / "config.json")) == run.cfg
+    except ValueError:  # a field of its configuration is no more
+        same = False
+    if not same or data_hash not in (None, made["manifest_sha256"]):
+        return CHANGED
+    return DONE if made.get("code_sha256") == records.code_sha256() else OLDER
+
+
+def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
+    """A row a run: `run`, `status`, `seconds` that it took or, of its like, is likely to take."""
+    manifest = root / "data" / profile / "manifest.csv"
+    rows = manifests.read(manifest) if manifest.exists() else pd.DataFrame({"split": []})
+    whole = manifests.sha256(rows) if (rows["split"] == "train").any() else None
+    folder = partial(records.run_folder, root / "results", profile)
+    table = pd.DataFrame({
+        "run": [r.run_id for r in runs],
+        "status": [status(r, profile, root, whole) for r in runs],
+        "seconds": [records.read_json(folder(r.run_id) / "provenance.json").get("duration_s")
+                    for r in runs],
+    }).astype({"seconds": float})
+    like = table.groupby(table["run"].str.replace(r"-s\d+$", "", regex=True))["seconds"]
+    table["seconds"] = table["seconds"].fillna(like.transform("median"))
+    return table.assign(seconds=table["seconds"].fillna(table["seconds"].median()))
+
+
+def execute(runs: Iterable[Run], profile: str, root: Path, workers: int | None = None,
+            scheduler: str | None = None) -> dict[str, Exception]:
+    """Train the runs side by side, behind one overview; the failures by the run's name.
+
+    The executed notebooks, failed ones with their traceback, go to data/<profile>/notebooks.
+    """
+    jobs = [(_train, run, profile, root) for run in runs]
+    failed = {}
+    with _overview() as bar:
+        total = bar.add_task("runs", total=len(jobs), line="")
+        tasks = {}
+
+        def listen(event: tuple[float, dict]) -> None:
+            name = event[1]["run"]
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=None, line="")
+            bar.update(tasks[name], line=event[1]["line"])
+
+        for run, result in ladder.spread(jobs, workers, scheduler, listen):
+            if isinstance(result, Exception):
+                failed[run.run_id] = result
+            news = f"failed: {result}" if run.run_id in failed else f"{result:.0f} s"
+            bar.console.print(f"{run.run_id}: {news}", highlight=False, markup=False)
+            if run.run_id in tasks:
+                bar.remove_task(tasks.pop(run.run_id))
+            bar.advance(total)
+    return failed
+
+
+def show(table: pd.DataFrame, again: Sequence[str], workers: int) -> None:
+    """The plan and its cost, in words."""
+    for row in table.itertuples():
+        does = "train" if row.run in again else "keep"
+        cost = "unknown" if np.isnan(row.seconds) else f"{row.seconds:.0f} s"
+        console.print(f"{does:6} {row.run:24} {row.status:11} {cost}", highlight=False)
+    seconds = table["seconds"][table["run"].isin(again)]
+    cost = ("no earlier run says how long" if seconds.isna().any() else
+            f"about {seconds.sum() / workers / 60:.0f} minutes with {workers} at once")
+    console.print(f"{len(again)} of {len(table)} runs to train: {cost if again else 'nothing'}")
+
+
+def _load(name: str, root: Path) -> Grid:
+    path = root / "notebooks" / "sweeps" / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise GridError(f"no grid {name}; known are {known}")
+    return config.from_dict(yaml.safe_load(path.read_text()), Grid, "grid")
+
+
+def _rows(grid: Grid) -> Iterable[tuple[str, dict[str, Any]]]:
+    """(name, changes): `single` and, under axes, `single-lora_rank4`."""
+    for (name, changes), values in product(grid.rows.items(), product(*grid.axes.values())):
+        at = dict(zip(grid.axes, values, strict=True))
+        parts = [f"-{key.rpartition('.')[2]}{value}" for key, value in at.items()]
+        yield name + re.sub(r"[^\w.-]+", "_", "".join(parts)), (changes or {}) | at
+
+
+def _run(row: str, recipe: str, changes: dict[str, Any], seed: int, profile: str) -> Run:
+    run_id = f"{row}-s{seed}"
+    told = {"profile": profile, "seed": seed, "run_id": run_id, "recipe": recipe,
+            "changes": json.dumps(changes)}
+    return Run(run_id, told, configure(profile, recipe, seed, changes))
+
+
+def _train(run: Run, profile: str, root: Path) -> float:
+    """Train one run, maybe as a dask worker's task; the seconds that it took."""
+    data, folder = root / "data" / profile, records.run_folder(
+        root / "results", profile, run.run_id)
+    if (folder / "provenance.json").exists():  # trained anew; else it goes on where it stopped
+        shutil.rmtree(records.checkpoints(data, run.run_id), ignore_errors=True)
+        for made in (folder / "predictions.csv", data / "weights" / f"{run.run_id}.safetensors",
+                     folder / "provenance.json"):
+            made.unlink(missing_ok=True)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(data.parent / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    output = data / "notebooks" / f"{run.run_id}.ipynb"
+    with _one_core() as worker:
+        tell = partial(_tell, worker, run.run_id)
+        tell("starts")
+        sweep.run_notebook(root / "notebooks" / NOTEBOOK, output, run.parameters, tell=tell)
+    return records.read_json(folder / "provenance.json")["duration_s"]
+
+
+@contextmanager
+def _one_core() -> Iterator[Any]:
+    """Keep to one core, as other workers do to theirs; yields the dask worker, if this is one's.
+
+    XLA then starts one thread: a run's numbers depend neither on how many cores there are nor on
+    what else trains.
+    """
+    from distributed import get_worker
+
+    try:
+        worker, name = (worker := get_worker()), str(worker.name)
+    except ValueError:
+        worker, name = None, "0"
+    cores = sorted(before := os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[(int(name) if name.isdigit() else os.getpid()) % len(cores)]})
+    try:
+        yield worker
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _tell(worker: Any, run_id: str, line: str) -> None:
+    if worker:
+        worker.log_event("progress", {"run": run_id, "line": line})
+
+
+def _overview() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[line]}", markup=False), console=console,
+    )

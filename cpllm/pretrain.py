@@ -1,0 +1,252 @@
+"""Stand-ins for public checkpoints, so that "frozen" and LoRA mean something at pocket size.
+
+The high-level encoder learns from key frames and captions by SigLIP's contrastive loss, the
+decoder from the descriptions as a language model. Training split only; one result serves all
+seeds and regimes, in a file named after a hash of all that it depends on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from flax import nnx
+from jax import Array
+from tokenizers import Tokenizer
+
+from cpllm import config, losses, records
+from cpllm.data import annotate, manifests, text, video
+from cpllm.data.batches import Batch, augmentation, frame_store, store_frames, stored
+from cpllm.model import weights
+from cpllm.model.cpllm import prefix_mask
+from cpllm.model.gemma import Gemma, positions
+from cpllm.model.siglip import Siglip
+
+CODE = ("pretrain.py", "losses.py", "data/annotate.py", "data/batches.py", "data/text.py",
+        "model/siglip.py", "model/gemma.py", "model/layers.py")
+"""The modules that decide what comes out."""
+
+PARTS = ("high", "decoder")
+
+
+class Contrast(nnx.Module):
+    """Both sides of the contrastive loss. What reads captions, a bag of words, is never used again.
+
+    Not SigLIP's: the mean over tokens in place of an attention pool, no text transformer, and a
+    bias that starts at -5, since of our captions more than one in thousands is right.
+    """
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        self.high = Siglip(model, rngs)
+        shape = model.decoder.vocab, model.high.width
+        self.words = nnx.Param(jax.random.normal(rngs.params(), shape))
+        self.log_scale, self.bias = nnx.Param(jnp.log(10.0)), nnx.Param(jnp.array(-5.0))
+
+    def see(self, views: Array) -> Array:
+        """uint8[B,H,H,3] → unit vectors float[B,D_h]."""
+        return _unit(self.high(views).mean(1))
+
+    def read(self, tokens: Array, valid: Array) -> Array:
+        """int[B,L] and bool[B,L] → unit vectors float[B,D_h]."""
+        return _unit(self.words[...][tokens].mean(1, where=valid[..., None]))
+
+
+def _unit(x: Array) -> Array:
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
+
+
+def contrastive_loss(x: Array, y: Array, same: Array, log_scale: Array, bias: Array) -> Array:
+    """Zhai et al. 2023, Eq. 1: L = -1/B Σ_i Σ_j log σ(z_ij (t x_i·y_j + b)), t = exp(log_scale).
+
+    x, y: float[B,D], unit vectors of frames and captions; same: bool[B,B], where z_ij = 1 and not
+    -1. Theirs is the diagonal; scenes of one kind share their caption, so ours is wider.
+    """
+    logits = jnp.exp(log_scale) * x @ y.T + bias
+    return -jax.nn.log_sigmoid(jnp.where(same, logits, -logits)).sum() / len(x)
+
+
+def text_loss(decoder: Gemma, tokens: Array, valid: Array, answer: Array) -> Array:
+    """Eq. 3 without frames: -log p of each answer token, given the prompt and those before it."""
+    hidden = decoder(decoder.embed(tokens), prefix_mask(valid, answer), positions(valid))
+    return losses.text_loss(hidden[:, :-1], decoder.logits, tokens[:, 1:], answer[:, 1:])
+
+
+def captioned(rows: pd.DataFrame, tokenizer: Tokenizer, length: int) -> Batch:
+    """Manifest rows' `caption` [N], its `tokens` and `valid` [N,L], its number `kind` int[N]."""
+    captions = np.array([annotate.caption(row) for row in rows.to_dict("records")])
+    packed = text.stack(text.pack(tokenizer, c, None, length) for c in captions)
+    return {"caption": captions, "tokens": packed["tokens"], "valid": packed["valid"],
+            "kind": np.unique(captions, return_inverse=True)[1]}
+
+
+def views(rows: pd.DataFrame, store: Path, size: int) -> np.ndarray:
+    """uint8[N,F,size,size,3] of the F stored frames of each row."""
+    return np.stack([video.resize(np.load(stored(store, r)), size) for r in rows.itertuples()])
+
+
+def ensure(cfg: config.Config, data: Path) -> Path:
+    """The file of pretrained towers for this configuration; trained now where it is missing.
+
+    data: as in `train.run`. The losses lie beside it, `history` names the file.
+    """
+    path = data / "pretrained" / f"{key(cfg, data)}.safetensors"
+    if not path.exists():
+        tensors, tokenizer, log = fit(cfg, data)
+        records.write_csv(history(path), log)
+        weights.write(path, tensors, cfg, tokenizer)
+    return path
+
+
+def history(path: Path) -> Path:
+    """Of a pretrained file: CSV of the columns part, step, loss."""
+    return path.with_suffix(".csv")
+
+
+def key(cfg: config.Config, data: Path) -> str:
+    """Hash of the settings, the manifest and the code."""
+    package = Path(__file__).parent
+    made_of = {
+        "model": [dataclasses.asdict(part) for part in (cfg.model.high, cfg.model.decoder)],
+        "input": [cfg.video.high_size, cfg.train.max_text, frame_store(data, cfg).name],
+        "pretrain": dataclasses.asdict(cfg.pretrain),
+        "manifest": manifests.sha256(data / "manifest.csv"),
+        "code": [records.file_hash(package / name) for name in CODE],
+    }
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+
+
+def fit(cfg: config.Config, data: Path) -> tuple[dict[str, np.ndarray], Tokenizer, pd.DataFrame]:
+    """(tensors by their names in CP-LLM and the bag of words', tokenizer, losses)."""
+    rows = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
+    rows = rows[rows["split"] == "train"]
+    described = [annotate.describe(r) for r in rows.to_dict("records")]
+    tokenizer = text.train_tokenizer(described, cfg.model.decoder.vocab)
+    model = dataclasses.replace(cfg.model, lora_rank=0)
+    contrast, seen = _fit_views(cfg, model, rows[rows["role"] == "original"], data, tokenizer)
+    decoder, read = _fit_text(cfg, model, rows, tokenizer)
+    tensors = weights.tensors(contrast) | {
+        f"decoder.{k}": x for k, x in weights.tensors(decoder).items()}
+    log = [(part, i, loss) for part, done in (("contrastive", seen), ("text", read))
+           for i, loss in enumerate(done, 1)]
+    return tensors, tokenizer, pd.DataFrame(log, columns=["part", "step", "loss"])
+
+
+def _fit_views(cfg, model, rows, data, tokenizer) -> tuple[Contrast, list[float]]:
+    store = frame_store(data, cfg)
+    store_frames(rows, data, store, cfg)
+    images, captions = views(rows, store, cfg.video.high_size), captioned(
+        rows, tokenizer, cfg.train.max_text)
+
+    def batch(rng: np.random.Generator) -> Batch:
+        at = rng.integers(len(rows), size=cfg.pretrain.views)
+        chosen = images[at, rng.integers(images.shape[1], size=len(at))]
+        return {"views": np.stack([augmentation(rng)(x) for x in chosen]),
+                **{k: captions[k][at] for k in ("tokens", "valid", "kind")}}
+
+    def loss(model: Contrast, batch: Batch) -> Array:
+        same = batch["kind"][:, None] == batch["kind"]
+        x, y = model.see(batch["views"]), model.read(batch["tokens"], batch["valid"])
+        return contrastive_loss(x, y, same, model.log_scale[...], model.bias[...])
+
+    return _descend(lambda: Contrast(model, nnx.Rngs(0)), loss, batch,
+                    cfg.pretrain.view_steps, cfg.pretrain.learning_rate)
+
+
+def _fit_text(cfg, model, rows, tokenizer) -> tuple[Gemma, list[float]]:
+    """One text in eight is Figure 2's question with a random answer: its words are then known."""
+    texts = _texts(rows, tokenizer, cfg.train.max_text)
+    asked = text.stack(text.pack(tokenizer, text.COMPARE, answer, cfg.train.max_text)
+                       for answer in text.ANSWERS)
+
+    def batch(rng: np.random.Generator) -> Batch:
+        n = cfg.pretrain.texts // 8
+        at = rng.integers(len(rows), size=cfg.pretrain.texts - n), rng.integers(2, size=n)
+        return {k: np.concatenate([x[at[0]], asked[k][at[1]]]) for k, x in texts.items()}
+
+    return _descend(lambda: Gemma(model, nnx.Rngs(0)),
+                    lambda decoder, batch: text_loss(decoder, **batch), batch,
+                    cfg.pretrain.text_steps, cfg.pretrain.learning_rate)
+
+
+def _texts(rows: pd.DataFrame, tokenizer: Tokenizer, length: int) -> Batch:
+    return text.stack(text.pack(tokenizer, text.DESCRIBE, annotate.describe(row), length)
+                      for row in rows.to_dict("records"))
+
+
+def _descend(make: Callable, loss: Callable, batch: Callable, steps: int,
+             rate: float) -> tuple[nnx.Module, list[float]]:
+    """AdamW with a warm-up and a cosine, from `make()`; `batch(rng)` gives each step's."""
+    graph, _ = nnx.split(nnx.eval_shape(make))
+    schedule = optax.warmup_cosine_decay_schedule(0, rate, max(steps // 10, 1), steps + 1)
+    tx = optax.adamw(schedule, weight_decay=1e-2)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(state, moments, batch):
+        value, grads = jax.value_and_grad(lambda s: loss(nnx.merge(graph, s), batch))(state)
+        updates, moments = tx.update(grads, moments, state)
+        return optax.apply_updates(state, updates), moments, value
+
+    state = jax.jit(lambda: nnx.state(make()))()
+    moments, done = tx.init(state), []
+    for i in range(steps):
+        state, moments, value = step(state, moments, batch(np.random.default_rng([0, i])))
+        done.append(float(value))
+    return nnx.merge(graph, state), done
+
+
+def load(path: Path, model: config.Model) -> dict[str, np.ndarray]:
+    """What a training starts from: the high-level encoder and the decoder without its adapters.
+
+    ValueError when a tensor is missing or has another shape.
+    """
+    found = {k: x for k, x in weights.read(path)[0].items() if k.split(".")[0] in PARTS}
+    leaves = weights.names(nnx.state(weights.shapes(model), nnx.Param))
+    expected = {k: leaf.shape for k, leaf in leaves.items()
+                if k.split(".")[0] in PARTS and ".lora." not in k}
+    weights.compare(path, expected, {k: x.shape for k, x in found.items()})
+    return found
+
+
+def load_contrast(path: Path) -> tuple[Contrast, config.Config, Tokenizer]:
+    """Both sides of the contrastive loss, to look for captions with."""
+    tensors, cfg, tokenizer = weights.read(path)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Contrast(cfg.model, nnx.Rngs(0))))
+    return nnx.merge(graph, weights.fill(state, tensors)), cfg, tokenizer
+
+
+def retrieval(path: Path, rows: pd.DataFrame, videos: Path) -> pd.DataFrame:
+    """Zero-shot: where each video's caption comes among the rows' distinct ones, by middle frame.
+
+    Columns video, caption, found (the likeliest), rank (1 is right), of (captions there are).
+    """
+    contrast, cfg, tokenizer = load_contrast(path)
+    captions = captioned(rows, tokenizer, cfg.train.max_text)
+    names, first = np.unique(captions["caption"], return_index=True)
+    images = [video.resize(video.key_frames(videos / f, 1), cfg.video.high_size)
+              for f in manifests.files(rows)]
+    y = contrast.read(captions["tokens"][first], captions["valid"][first])
+    scores = np.asarray(contrast.see(np.concatenate(images)) @ y.T)
+    own = np.take_along_axis(scores, captions["kind"][:, None], 1)
+    return pd.DataFrame({
+        "video": rows["video"].to_numpy(), "caption": captions["caption"],
+        "found": names[scores.argmax(1)], "rank": 1 + (scores > own).sum(1), "of": len(names)})
+
+
+def surprise(path: Path, rows: pd.DataFrame, trained: bool = True) -> float:
+    """Nats per token of the rows' descriptions to the pretrained decoder, or to one that is new."""
+    tensors, cfg, tokenizer = weights.read(path)
+    model = dataclasses.replace(cfg.model, lora_rank=0)
+    graph, state = nnx.split(Gemma(model, nnx.Rngs(0)))
+    own = {k.removeprefix("decoder."): x for k, x in tensors.items() if trained}
+    texts = _texts(rows, tokenizer, cfg.train.max_text)
+    loss = jax.jit(lambda state: text_loss(nnx.merge(graph, state), **texts))
+    return float(loss(weights.fill(state, own)))

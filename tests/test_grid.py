@@ -1,0 +1,245 @@
+"""Grids: planned before anything runs, trained side by side, resumed, and never trained twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from test_sweep import write
+
+from cpllm import cli, config, grid, pipeline, records, sweep
+
+STAND_IN = '''profile = "smoke"
+seed = 0
+run_id = ""
+recipe = "preset"
+changes = "{}"'''
+TRAIN = '''import json, os, time
+from pathlib import Path
+from cpllm import grid, records
+cfg = grid.configure(profile, recipe, seed, json.loads(changes))
+print("step 1 of", cfg.train.steps)
+if cfg.train.steps == 13:
+    raise FloatingPointError("step 7: not finite")
+if cfg.train.steps == 99 and not Path("go").exists():
+    Path("waits").touch()
+    time.sleep(600)
+folder = Path("../results", profile, "runs", run_id)
+records.write_json(folder / "config.json", cfg.to_dict())
+records.write_json(folder / "metrics.json", {"cores": sorted(os.sched_getaffinity(0)),
+                                             "pid": os.getpid(), "at": time.time()})
+records.write_json(folder / "provenance.json", records.provenance(records.start(), seed, "beef"))'''
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout whose training notebook is a stand-in that leaves a run's record."""
+    write(tmp_path / "notebooks" / grid.NOTEBOOK, TRAIN, parameters=STAND_IN)
+    (tmp_path / "data" / "smoke").mkdir(parents=True)
+    for module, name in ((sweep, "ROOT"), (pipeline, "DATA"), (pipeline, "RESULTS")):
+        folder = {"ROOT": "", "DATA": "data", "RESULTS": "results"}[name]
+        monkeypatch.setattr(module, name, tmp_path / folder)
+    monkeypatch.setattr(pipeline, "_prepare", lambda *_: None)
+    monkeypatch.setattr(pipeline, "score_runs", lambda *_, **__: None)
+    return tmp_path
+
+
+def save_grid(root, text, name="g"):
+    (root / "notebooks" / "sweeps").mkdir(parents=True, exist_ok=True)
+    (root / "notebooks" / "sweeps" / f"{name}.yaml").write_text(f"about: a test\n{text}")
+
+
+def record(root, run_id, cfg, **made):
+    """A run as training leaves it, unless `made` says otherwise."""
+    folder = records.run_folder(root / "results", "smoke", run_id)
+    records.write_json(folder / "config.json", cfg.to_dict())
+    records.write_json(folder / "provenance.json", {
+        "code_sha256": records.code_sha256(), "manifest_sha256": "beef", "duration_s": 40.0,
+        **made})
+    return folder
+
+
+def run(root, *options):
+    return cli.main(["sweep", "g", "--profile", "smoke", "--workers", "1", *options])
+
+
+TWO = "recipe: preset\nrows:\n  a: {steps: 20}\n  b: {steps: 30, input_mode: single}\n"
+
+
+def test_rows_axes_and_included_grids_make_runs(checkout):
+    save_grid(checkout, "recipe: preset\nrows:\n  a: {steps: 20}\n", "base")
+    save_grid(checkout, "recipe: preset\ninclude: [base]\nrows:\n  x:\n  y: {batch: 4}\n"
+              "axes:\n  model.predictor_hidden: [8, 16]\n  weights: [[1.0, 0.0, 1.0]]\n")
+    runs = {r.run_id: r.cfg for r in grid.read("g", "smoke", checkout)}
+    assert next(iter(runs)) == "a-s0" and len(runs) == 5
+    (y,) = [cfg for name, cfg in runs.items() if name.startswith("y-predictor_hidden16")]
+    assert (y.train.batch, y.model.predictor_hidden) == (4, 16)
+    assert y.train.weights == (1.0, 0.0, 1.0)
+
+
+def test_a_profile_trains_its_share_of_the_rows_for_each_seed(checkout, monkeypatch):
+    save_grid(checkout, TWO + "only:\n  smoke: [b]\n")
+    assert [r.run_id for r in grid.read("g", "smoke", checkout)] == ["b-s0"]
+    assert [r.run_id for r in grid.read("g", "pocket", checkout)] == [
+        f"{row}-s{seed}" for row in "ab" for seed in (0, 1, 2)]
+
+
+@pytest.mark.parametrize(("text", "named"), [
+    ("recipe: preset\nrows:\n  a: {stepz: 2}\n", "stepz"),
+    ("recipe: preset\nrows:\n  a: {model.lora: 2}\n", "model.lora"),
+    ("recipe: presto\nrows:\n  a:\n", "presto"),
+    ("rowz: {}\n", "rowz"),
+    ("recipe: preset\nrows:\n  a:\nonly:\n  smoke: [z]\n", "no row z"),
+    ("include: [nowhere]\n", "nowhere"),
+])
+def test_what_is_unknown_is_refused_before_anything_runs(checkout, capsys, text, named):
+    save_grid(checkout, text)
+    assert run(checkout) == 2
+    assert named in capsys.readouterr().err
+    assert not (checkout / "results").exists()
+
+
+def test_yaml_can_not_make_objects(checkout, capsys):
+    save_grid(checkout, "rows: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(Exception, match="python/object"):
+        grid.read("g", "smoke", checkout)
+
+
+def test_the_committed_grids_can_be_planned():
+    for path in sorted((records.ROOT / "notebooks" / "sweeps").glob("*.yaml")):
+        for profile in ("smoke", "pocket"):
+            runs = grid.read(path.stem, profile, records.ROOT)
+            assert len({r.run_id for r in runs}) == len(runs)
+    rows = {r.run_id[:-3] for r in grid.read("table", "pocket", records.ROOT)}
+    assert rows == {"cpllm", "single", "pairwise", "head", "all", *config.RIVALS}
+
+
+def test_unchanged_runs_are_skipped_and_changed_ones_are_not(checkout):
+    save_grid(checkout, TWO)
+    runs = grid.read("g", "smoke", checkout)
+    record(checkout, "a-s0", runs[0].cfg)
+    record(checkout, "b-s0", config.replace(runs[1].cfg, steps=31))
+    assert grid.plan(runs, "smoke", checkout)["status"].tolist() == ["done", "changed"]
+    assert grid.status(runs[0], "smoke", checkout, "beef") == "done"
+    assert grid.status(runs[0], "smoke", checkout, "cafe") == "changed"
+    old = record(checkout, "a-s0", runs[0].cfg) / "config.json"
+    values = json.loads(old.read_text())
+    del values["train"]["keep"]  # a field that is new, with its default
+    old.write_text(json.dumps(values))
+    assert grid.status(runs[0], "smoke", checkout, "beef") == "done"
+
+
+def test_runs_by_older_code_are_kept_until_stale_is_asked_for(checkout, capsys):
+    save_grid(checkout, TWO)
+    for r in grid.read("g", "smoke", checkout):
+        record(checkout, r.run_id, r.cfg, code_sha256="older")
+    assert run(checkout, "--dry-run") == 0
+    assert capsys.readouterr().err.count("older code") == 2
+    assert run(checkout, "--dry-run", "--stale") == 0
+    assert "2 of 2 runs to train: about 1 minutes" in capsys.readouterr().err
+
+
+def test_a_dry_run_runs_nothing_and_prints_the_cost_of_seeds_like_those_that_ran(checkout, capsys):
+    save_grid(checkout, TWO)
+    assert run(checkout, "--dry-run") == 0
+    assert "no earlier run says how long" in capsys.readouterr().err
+    record(checkout, "a-s0", grid.read("g", "smoke", checkout)[0].cfg, duration_s=120.0)
+    assert run(checkout, "--dry-run") == 0
+    assert "1 of 2 runs to train: about 2 minutes with 1 at once" in capsys.readouterr().err
+    assert not list((checkout / "results").rglob("metrics.json"))
+
+
+def test_failures_keep_their_traceback_and_are_listed_after_the_others(checkout, capsys):
+    save_grid(checkout, "recipe: preset\nrows:\n  bad: {steps: 13}\n  good: {steps: 20}\n")
+    assert run(checkout) == 2
+    err = capsys.readouterr().err
+    assert "1 of 2 runs failed" in err and "bad-s0" in err and "FloatingPointError" in err
+    kept = (checkout / "data" / "smoke" / "notebooks" / "bad-s0.failed.ipynb").read_text()
+    assert "Traceback" in kept and "not finite" in kept
+    assert (checkout / "results" / "smoke" / "runs" / "good-s0" / "metrics.json").exists()
+    assert [r.run_id for r in grid.read("g", "smoke", checkout)
+            if grid.status(r, "smoke", checkout, None) == "not run"] == ["bad-s0"]
+
+
+def test_a_run_trained_anew_forgets_its_predictions_and_weights(checkout):
+    save_grid(checkout, TWO)
+    runs = grid.read("g", "smoke", checkout)
+    folder = record(checkout, "a-s0", config.replace(runs[0].cfg, steps=21))
+    (folder / "predictions.csv").write_text("video,prediction\n")
+    weights = checkout / "data" / "smoke" / "weights" / "a-s0.safetensors"
+    weights.parent.mkdir()
+    weights.touch()
+    assert grid.execute(runs[:1], "smoke", checkout, workers=1) == {}
+    assert not (folder / "predictions.csv").exists() and not weights.exists()
+
+
+def test_two_runs_at_once_keep_to_a_core_each(checkout):
+    save_grid(checkout, TWO)
+    runs = grid.read("g", "smoke", checkout)
+    assert grid.execute(runs, "smoke", checkout, workers=2) == {}
+    made = [records.read_json(checkout / "results" / "smoke" / "runs" / r.run_id / "metrics.json")
+            for r in runs]
+    assert all(len(m["cores"]) == 1 for m in made) and made[0]["pid"] != made[1]["pid"]
+    if os.cpu_count() > 1:
+        assert made[0]["cores"] != made[1]["cores"]
+
+
+def test_a_killed_sweep_goes_on_with_what_was_not_done(checkout):
+    save_grid(checkout, "recipe: preset\nrows:\n  a: {steps: 20}\n  slow: {steps: 99}\n")
+    code = (f"from pathlib import Path; from cpllm import grid; root = Path({str(checkout)!r})\n"
+            "grid.execute(grid.read('g', 'smoke', root), 'smoke', root, workers=1)")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=records.ROOT)
+    waits = checkout / "notebooks" / "waits"
+    until = time.time() + 300
+    while not waits.exists() and time.time() < until and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    runs = grid.read("g", "smoke", checkout)
+    found = grid.plan(runs, "smoke", checkout)["status"].tolist()
+    assert waits.exists() and found == ["done", "not run"]
+    (checkout / "notebooks" / "go").touch()
+    first = checkout / "results" / "smoke" / "runs" / "a-s0" / "metrics.json"
+    before = first.read_text()
+    assert run(checkout) == 0
+    assert grid.plan(runs, "smoke", checkout)["status"].tolist() == ["done", "done"]
+    assert first.read_text() == before
+
+
+def test_the_training_code_is_told_from_plotting_and_prose(tmp_path):
+    package = tmp_path / "cpllm"
+    package.mkdir()
+    (package / "train.py").write_text('"""Doc."""\nfrom cpllm import losses\n# note\nx = 1\n')
+    (package / "losses.py").write_text("def f():\n    '''Doc.'''\n    return 1\n")
+    (package / "report.py").write_text("y = 1\n")
+
+    def digest():
+        return records.code_sha256.__wrapped__("cpllm/train.py", tmp_path)
+
+    before = digest()
+    (package / "report.py").write_text("y = 2\n")
+    (package / "losses.py").write_text("def f():\n    '''Other words.'''\n\n    return 1\n")
+    (package / "train.py").write_text('"""Doc!"""\nfrom cpllm import losses\nx = 1\n')
+    assert digest() == before
+    (package / "losses.py").write_text("def f():\n    return 2\n")
+    assert digest() != before
+
+
+def test_predictions_are_kept_for_splits_that_were_not_scored(checkout):
+    rows = pd.DataFrame({"video": ["v", "t"], "split": ["validation", "test"], "crf": [1.0, 2.0]})
+    known = pipeline._record("smoke", "videos.csv", rows)
+    pipeline._record("smoke", "runs/a-s0/predictions.csv",
+                     rows[["video"]].assign(prediction=[1.0, 2.0]), known)
+    test = rows[rows.split == "test"].assign(video="t2")
+    known = pipeline._record("smoke", "videos.csv", test)
+    assert known.video.tolist() == ["v", "t2"]
+    pipeline._record("smoke", "runs/a-s0/predictions.csv",
+                     test[["video"]].assign(prediction=[3.0]), known)
+    written = pd.read_csv(checkout / "results" / "smoke" / "runs" / "a-s0" / "predictions.csv")
+    assert written.to_dict("list") == {"video": ["v", "t2"], "prediction": [1.0, 3.0]}

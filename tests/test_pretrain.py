@@ -1,0 +1,160 @@
+"""Pretraining and cached features, on made frames and a model of a few thousand parameters."""
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from flax import nnx
+from scipy.special import expit
+
+from cpllm import config, features, mesh, pipeline, pretrain, train
+from cpllm.data import manifests
+from cpllm.data.batches import PairBatches, frame_store, stored
+from cpllm.model import weights
+
+CFG = config.replace(
+    config.smoke(), steps=2, warmup=0, batch=4,
+    **config.REGIME, **{
+        "model.high": config.Siglip(1, 16, 16, 2, 16, 32),
+        "model.low": config.VideoPrism(1, 0, 16, 16, 2, 16, 32),
+        "model.decoder": config.Gemma(1, 16, 16, 2, 1, 8, 700), "model.predictor_hidden": 8,
+        "pretrain.view_steps": 30, "pretrain.text_steps": 30, "pretrain.learning_rate": 1e-2,
+    },
+)  # fmt: skip
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "dark": (20, 20, 20)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder as `train.run` finds it: manifest and decoded frames, of three kinds of scene."""
+    folder, made, rng = tmp_path_factory.mktemp("data"), [], np.random.default_rng(0)
+    for i in range(24):
+        name, colour = list(COLOURS.items())[i % 3]
+        made.append({"video": f"v{i}", "scene": f"s{i // 2}", "source": f"s{i // 2}",
+                     "family": "made", "split": "train", "dataset": "scenes", "role": "original",
+                     "distortion": "none", "proxy": float(4 * i), "sha256": f"{i:016}",
+                     "strength": 0.0, "codec": "h264", "crf": 10, "width": 96, "height": 64,
+                     "frames": 2, "fps": 25.0, "psnr": 40.0, "ssim": 0.9, "bytes": 999,
+                     "content": f"a {name} wall", "style": "plain"})  # fmt: skip
+        frames = np.clip(rng.normal(colour, 20, (2, 64, 96, 3)), 0, 255).astype(np.uint8)
+        store = frame_store(folder, CFG)
+        store.mkdir(exist_ok=True)
+        np.save(stored(store, pd.Series(made[-1])), frames)
+    manifests.write(pd.DataFrame(made), folder / "manifest.csv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(data):
+    return pretrain.ensure(CFG, data)
+
+
+@pytest.fixture(scope="module")
+def rows(data):
+    return manifests.read(data / "manifest.csv")
+
+
+@pytest.fixture(scope="module")
+def batches(rows, data, made):
+    tokenizer = weights.read(made)[2]
+    return lambda **kw: PairBatches(rows, frame_store(data, CFG), tokenizer, CFG, **kw)
+
+
+def started(made, cfg=CFG):
+    tx = train.optimizer(cfg.train)
+    return tx, *train.init(cfg, tx, mesh.make(), pretrain.load(made, cfg.model))
+
+
+def test_contrastive_loss_is_the_sum_over_all_pairs_of_equation_1():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 3, 4))
+    same = np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]], bool)
+    logits = 2.5 * x @ y.T - 1.5
+    p = np.where(same, expit(logits), 1 - expit(logits))
+    found = pretrain.contrastive_loss(x, y, same, np.log(2.5), -1.5)
+    assert float(found) == pytest.approx(-np.log(p).sum() / 3, rel=1e-5)
+
+
+def test_a_perfect_match_loses_less_than_a_wrong_one():
+    x, same = jnp.eye(4), jnp.eye(4, dtype=bool)
+    right, wrong = (pretrain.contrastive_loss(x, y, same, np.log(10), -5.0)
+                    for y in (x, jnp.roll(x, 1, 0)))
+    assert right < wrong / 10
+
+
+def test_towers_learn_captions_and_descriptions(made, data, rows):
+    log = pd.read_csv(pretrain.history(made)).pivot(index="step", columns="part", values="loss")
+    assert set(log) == {"contrastive", "text"}
+    assert (log.tail(5).mean() < log.head(5).mean() / 1.5).all()
+    assert pretrain.surprise(made, rows) < pretrain.surprise(made, rows, trained=False) / 1.5
+
+
+def test_the_same_inputs_are_trained_on_once_and_others_anew(made, data, monkeypatch):
+    monkeypatch.setattr(pretrain, "fit", lambda *_: pytest.fail("trained again"))
+    assert pretrain.ensure(config.replace(CFG, seed=5, input_mode="single"), data) == made
+    for change in ({"pretrain.view_steps": 31}, {"video.high_size": 16}):
+        assert pretrain.key(config.replace(CFG, **change), data) != made.stem
+    monkeypatch.setattr(pretrain, "CODE", pretrain.CODE[1:])
+    assert pretrain.key(CFG, data) != made.stem
+
+
+def test_another_shape_than_the_files_is_refused_by_name(made):
+    other = config.replace(CFG, **{"model.decoder": config.Gemma(1, 24, 16, 2, 1, 8, 700)})
+    with pytest.raises(ValueError, match=r"misshapen: .*decoder\.table"):
+        pretrain.load(made, other.model)
+
+
+@pytest.mark.parametrize(("regime", "moved"), [
+    ("frozen", set()), ("head", {"last", "norm"}), ("all", {"embed", "positions", "last", "norm"}),
+])  # fmt: skip
+def test_training_starts_from_the_file_and_moves_only_what_the_regime_names(
+    made, batches, regime, moved
+):
+    cfg = config.replace(CFG, **{"model.high_finetune": regime})
+    tx, graph, state, frozen = started(made, cfg)
+    given = pretrain.load(made, cfg.model)
+    before = weights.tensors(nnx.merge(graph, state.params, frozen))
+    assert all((before[k] == x).all() for k, x in given.items())
+    held = weights.names(state.opt_state[1][0].mu)
+    assert {k.split(".")[1] for k in held if k.startswith("high.")} == moved
+    assert all(".lora." in k for k in held if k.startswith("decoder."))
+    step = train.make_step(graph, tx, cfg.train.weights)
+    for i in range(2):
+        state, _ = step(state, frozen, batches()[i])
+    after = weights.tensors(nnx.merge(graph, state.params, frozen))
+    changed = {k for k in after if (before[k] != after[k]).any()}
+    assert {k.split(".")[1] for k in changed if k.startswith("high.")} == moved
+    assert all(".lora." in k for k in changed if k.startswith("decoder."))
+    assert any(k.startswith("low.") for k in changed)
+
+
+def test_cached_features_give_the_losses_that_pixels_give(made, batches, rows, data, monkeypatch):
+    _, graph, state, frozen = started(made)
+    model = nnx.merge(graph, state.params, frozen)
+    folder = features.ensure(CFG, model.high, rows, frame_store(data, CFG))
+    monkeypatch.setattr("cpllm.data.batches.augmentation", lambda _: lambda x: x)
+    pixels, cached = batches()[0], batches(features=folder)[0]
+    assert pixels["view"].dtype == np.uint8 and cached["view"].shape[1:] == (4, 16)
+    np.testing.assert_allclose(
+        train.loss_parts(model, pixels), train.loss_parts(model, cached), rtol=1e-4)
+    monkeypatch.setattr(np, "save", lambda *_: pytest.fail("made again"))
+    assert features.ensure(CFG, model.high, rows, frame_store(data, CFG)) == folder
+
+
+def test_features_of_other_weights_lie_elsewhere_and_a_trained_encoder_has_none(
+    made, rows, data
+):
+    _, graph, state, frozen = started(made)
+    tower, store = nnx.merge(graph, state.params, frozen).high, frame_store(data, CFG)
+    before = features.key(CFG, tower, store)
+    assert features.key(config.replace(CFG, **{"video.high_size": 48}), tower, store) != before
+    tower.norm.bias[...] += 1
+    assert features.key(CFG, tower, store) != before
+    with pytest.raises(ValueError, match="high_finetune frozen, got head"):
+        features.ensure(config.replace(CFG, **{"model.high_finetune": "head"}), tower, rows, store)
+
+
+def test_pretraining_precedes_training_where_the_table_recipe_asks_for_it():
+    names = {p: [step.name for step in pipeline.steps(p, fresh=True)] for p in ("smoke", "pocket")}
+    assert names["pocket"].index("pretrain") == names["pocket"].index("train") - 1
+    assert "pretrain" not in names["smoke"]
