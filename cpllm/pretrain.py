@@ -116,7 +116,7 @@ def key(cfg: config.Config, data: Path) -> str:
     package = Path(__file__).parent
     made_of = {
         "model": [dataclasses.asdict(part) for part in (cfg.model.high, cfg.model.decoder)],
-        "input": [cfg.video.high_size, cfg.train.max_text, frame_store(data, cfg).name],
+        "input": [cfg.train.max_text, frame_store(data, cfg).name],
         "pretrain": dataclasses.asdict(cfg.pretrain),
         "manifest": manifests.sha256(data / "manifest.csv"),
         "code": [records.file_hash(package / name) for name in CODE],
@@ -143,7 +143,7 @@ def fit(cfg: config.Config, data: Path) -> tuple[dict[str, np.ndarray], Tokenize
 def _fit_views(cfg, model, rows, data, tokenizer) -> tuple[Contrast, list[float]]:
     store = frame_store(data, cfg)
     store_frames(rows, data, store, cfg)
-    images, captions = views(rows, store, cfg.video.high_size), captioned(
+    images, captions = views(rows, store, model.high.image), captioned(
         rows, tokenizer, cfg.train.max_text)
 
     def batch(rng: np.random.Generator) -> Batch:
@@ -206,12 +206,14 @@ def _descend(make: Callable, loss: Callable, batch: Callable, steps: int,
 def load(path: Path, model: config.Model) -> dict[str, np.ndarray]:
     """What a training starts from: the high-level encoder and the decoder without its adapters.
 
-    ValueError when a tensor is missing or has another shape.
+    A compared model takes those of them that it has. ValueError when a tensor is missing or has
+    another shape.
     """
-    found = {k: x for k, x in weights.read(path)[0].items() if k.split(".")[0] in PARTS}
     leaves = weights.names(nnx.state(weights.shapes(model), nnx.Param))
+    parts = {k.split(".")[0] for k in leaves} & set(PARTS)
+    found = {k: x for k, x in weights.read(path)[0].items() if k.split(".")[0] in parts}
     expected = {k: leaf.shape for k, leaf in leaves.items()
-                if k.split(".")[0] in PARTS and ".lora." not in k}
+                if k.split(".")[0] in parts and ".lora." not in k}
     weights.compare(path, expected, {k: x.shape for k, x in found.items()})
     return found
 
@@ -231,7 +233,7 @@ def retrieval(path: Path, rows: pd.DataFrame, videos: Path) -> pd.DataFrame:
     contrast, cfg, tokenizer = load_contrast(path)
     captions = captioned(rows, tokenizer, cfg.train.max_text)
     names, first = np.unique(captions["caption"], return_index=True)
-    images = [video.resize(video.key_frames(videos / f, 1), cfg.video.high_size)
+    images = [video.resize(video.key_frames(videos / f, 1), cfg.model.high.image)
               for f in manifests.files(rows)]
     y = contrast.read(captions["tokens"][first], captions["valid"][first])
     scores = np.asarray(contrast.see(np.concatenate(images)) @ y.T)

@@ -92,7 +92,8 @@ def test_towers_learn_captions_and_descriptions(made, data, rows):
 def test_the_same_inputs_are_trained_on_once_and_others_anew(made, data, monkeypatch):
     monkeypatch.setattr(pretrain, "fit", lambda *_: pytest.fail("trained again"))
     assert pretrain.ensure(config.replace(CFG, seed=5, input_mode="single"), data) == made
-    for change in ({"pretrain.view_steps": 31}, {"video.high_size": 16}):
+    assert pretrain.ensure(config.rival(CFG, "q-align"), data) == made
+    for change in ({"pretrain.view_steps": 31}, {"max_text": 90}):
         assert pretrain.key(config.replace(CFG, **change), data) != made.stem
     monkeypatch.setattr(pretrain, "CODE", pretrain.CODE[1:])
     assert pretrain.key(CFG, data) != made.stem

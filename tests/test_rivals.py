@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from scipy import ndimage
 
-from cpllm import answers, baselines, config, infer, metrics, train
+from cpllm import answers, baselines, config, infer, metrics, pretrain, train
 from cpllm.data import annotate, batches, text, video
 from cpllm.infer import Scorer
 from cpllm.model import rivals, weights
@@ -168,6 +168,17 @@ def test_a_saved_rival_scores_the_same_within_0_and_100(kind, tmp_path):
     assert ((after.frame_scores(inputs) >= 0) & (after.frame_scores(inputs) <= 100)).all()
     with pytest.raises(ValueError, match=f"{kind}: this model has scores and no words"):
         after._answer([inputs, inputs], text.DESCRIBE)
+
+
+def test_a_rival_starts_from_the_pretrained_parts_that_it_has(tmp_path):
+    shapes = weights.names(nnx.state(weights.shapes(SMOKE.model), nnx.Param))
+    tensors = {k: np.ones(x.shape, np.float32) for k, x in shapes.items()
+               if k.split(".")[0] in ("high", "decoder")}
+    weights.write(tmp_path / "p.safetensors", tensors, SMOKE, TOKENIZER)
+    for kind in config.RIVALS:
+        cfg = config.rival(SMOKE, kind)
+        given = pretrain.load(tmp_path / "p.safetensors", cfg.model)
+        assert {k.split(".")[0] for k in given} == (set() if kind == "fast-vqa" else {"high"})
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
