@@ -121,11 +121,13 @@ def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
     """A row a run: `run`, `status`, `seconds` that it took or, of its like, is likely to take."""
     manifest = root / "data" / profile / "manifest.csv"
     rows = manifests.read(manifest) if manifest.exists() else pd.DataFrame({"split": []})
-    whole = manifests.sha256(rows) if (rows["split"] == "train").any() else None
+    seen = None
+    if {*manifests.TRAINING} <= {*rows["split"]}:
+        seen = manifests.sha256(rows, manifests.TRAINING)
     folder = partial(records.run_folder, root / "results", profile)
     table = pd.DataFrame({
         "run": [r.run_id for r in runs],
-        "status": [status(r, profile, root, whole) for r in runs],
+        "status": [status(r, profile, root, seen) for r in runs],
         "seconds": [records.read_json(folder(r.run_id) / "provenance.json").get("duration_s")
                     for r in runs],
     }).astype({"seconds": float})

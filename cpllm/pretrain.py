@@ -118,7 +118,7 @@ def key(cfg: config.Config, data: Path) -> str:
         "model": [dataclasses.asdict(part) for part in (cfg.model.high, cfg.model.decoder)],
         "input": [cfg.train.max_text, frame_store(data, cfg).name],
         "pretrain": dataclasses.asdict(cfg.pretrain),
-        "manifest": manifests.sha256(data / "manifest.csv"),
+        "manifest": manifests.sha256(data / "manifest.csv", ["train"]),
         "code": [records.file_hash(package / name) for name in CODE],
     }
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]

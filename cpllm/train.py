@@ -349,7 +349,7 @@ def run(
     """
     begun = records.start()
     table = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
-    rows = {s: table[table["split"] == s] for s in ("train", "validation")}
+    rows = {s: table[table["split"] == s] for s in manifests.TRAINING}
     look = validation_look(_some_scenes(rows["validation"], cfg.train.select_scenes), data)
     kept = records.checkpoints(data, run_id)
     if not resume:
@@ -365,7 +365,8 @@ def run(
         records.write_csv(folder / "history.csv", done.history)
         records.write_json(folder / "config.json", cfg.to_dict())
         records.write_json(folder / "metrics.json", numbers)
-        made = records.provenance(begun, cfg.train.seed, manifests.sha256(data / "manifest.csv"))
+        seen = manifests.sha256(data / "manifest.csv", manifests.TRAINING)
+        made = records.provenance(begun, cfg.train.seed, seen)
         records.write_json(folder / "provenance.json", made)
         shutil.rmtree(kept, ignore_errors=True)
     return numbers

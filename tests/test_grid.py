@@ -11,9 +11,11 @@ import time
 
 import pandas as pd
 import pytest
+from test_labels import table
 from test_sweep import write
 
 from cpllm import cli, config, grid, pipeline, records, sweep
+from cpllm.data import manifests
 
 STAND_IN = '''profile = "smoke"
 seed = 0
@@ -133,6 +135,23 @@ def test_unchanged_runs_are_skipped_and_changed_ones_are_not(checkout):
     del values["train"]["keep"]  # a field that is new, with its default
     old.write_text(json.dumps(values))
     assert grid.status(runs[0], "smoke", checkout, "beef") == "done"
+
+
+def test_another_test_split_changes_no_run(checkout):
+    save_grid(checkout, TWO)
+    (first, _) = grid.read("g", "smoke", checkout)
+    rows = pd.concat([table().assign(split=split, **{
+        c: split + table()[c] for c in ("video", "scene", "source")})
+        for split in ("train", "validation", "test")])
+    seen = manifests.sha256(rows, manifests.TRAINING)
+    record(checkout, first.run_id, first.cfg, manifest_sha256=seen)
+
+    def told(rows):
+        manifests.write(rows, checkout / "data" / "smoke" / "manifest.csv")
+        return grid.plan([first], "smoke", checkout)["status"].item()
+
+    assert told(rows) == told(rows[rows["split"] != "test"]) == "done"
+    assert told(rows.assign(proxy=70.5)) == "changed"
 
 
 def test_runs_by_older_code_are_kept_until_stale_is_asked_for(checkout, capsys):

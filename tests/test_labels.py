@@ -152,6 +152,14 @@ def test_digest_ignores_row_order_but_no_value(tmp_path):
     assert manifests.sha256(table().assign(proxy=71.0)) != digest
 
 
+def test_digest_of_training_data_ignores_test_rows():
+    seen = table().assign(split="train")
+    names = {c: "t" + seen[c] for c in ("video", "scene", "source")}
+    both = pd.concat([seen, seen.assign(split="test", **names)])
+    digest = manifests.sha256(both, manifests.TRAINING)
+    assert digest == manifests.sha256(seen) != manifests.sha256(both)
+
+
 @pytest.mark.parametrize(("column", "value", "expected"), [
     ("proxy", 100.5, "a number from 0 to 100"), ("proxy", np.nan, "a number from 0 to 100"),
     ("proxy", "high", "a number"), ("crf", 31.5, "a whole number from 0 to 63"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,9 +155,14 @@ def write(table: pd.DataFrame, path: str | Path) -> None:
     part.replace(path)
 
 
-def sha256(table: pd.DataFrame | str | Path) -> str:
-    """Hex digest of a manifest's rows in order of `video`: what a run was trained or tested on."""
+TRAINING = ("train", "validation")
+"""The splits that a run depends on; the test split is read when it is done."""
+
+
+def sha256(table: pd.DataFrame | str | Path, splits: Sequence[str] = ()) -> str:
+    """Hex digest of a manifest's rows (of these splits) in order of `video`."""
     table = check(table) if isinstance(table, pd.DataFrame) else read(table)
+    table = table[table["split"].isin(splits)] if splits else table
     return hashlib.sha256(_text(table.sort_values("video")).encode()).hexdigest()
 
 
