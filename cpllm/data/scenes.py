@@ -145,7 +145,7 @@ OTHER_CODECS = ("hevc", "vp9", "av1")
 SPLITS = ("train", "validation", "test")
 WIDE, TALL = (16 / 9, 4 / 3, 16 / 9, 1.0, 9 / 16), (9 / 16, 9 / 16, 3 / 4)
 LINES = (270, 360, 540, 240, 288, 540, 240, 720, 270, 360, 216, 540)
-SMALL = (240, 540, 270, 216, 360, 540, 288, 240)
+SMALL = (240, 540, 270, 216, 360, 270, 288, 240)
 
 
 class Set(NamedTuple):
@@ -166,8 +166,9 @@ class Set(NamedTuple):
 SETS = {
     "lsvq-train": Set("train", SEEN, 0.25, LINES),
     "lsvq-validation": Set("validation", SEEN, 0.2, LINES),
-    "lsvq-test": Set("test", (*UNSEEN, *SEEN), 0.25, LINES, share=0.65),
-    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1, (540, 600) * 7 + (720, 1080), share=0.95),
+    "lsvq-test": Set("test", (*UNSEEN, *SEEN), 0.25, LINES, share=0.45),
+    "lsvq-1080p": Set("test", (*UNSEEN, *SEEN), 0.1,
+                      (540, 540, 540, 600) * 3 + (540, 540, 720, 1080), share=0.95),
     "yt-compress": Set("test", ("terrain", "game", "collage", "bokeh", "weave"), 0.3, SMALL,
                        share=1.25),
     "youtube-ugc": Set("test", ("text", "lowlight", "game", "collage", "astronomy", "cartoon"), 0.3,
