@@ -9,13 +9,13 @@ there: such a verdict is on the mechanism, not on taste.
 from __future__ import annotations
 
 import re
+from functools import cache, partial
 from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from cpllm import metrics, records, report
 
@@ -162,9 +162,10 @@ def _lead(better: Cell, worse: Cell, margin: float, runs: pd.DataFrame, tables: 
     if not any(rows.empty for rows in scored):
         a, b = (rows[rows.source.isin(other.source)]
                 for rows, other in zip(scored, scored[::-1], strict=True))
-        found = metrics.difference(a, b, _statistic(better, margin), draws,
-                                   other=_statistic(worse, 0))
-        return dict(zip(LEAD, (text, *found, min(a.seed.nunique(), b.seed.nunique())), strict=True))
+        won, lost = (_sign(cell) * report.replicates(rows, _statistic(cell.metric), draws)
+                     for cell, rows in ((better, a), (worse, b)))
+        found = metrics.contrast(won.mean(0) + margin, lost.mean(0), a.source.nunique())
+        return dict(zip(LEAD, (text, *found, min(len(won), len(lost))), strict=True))
     if any(rows.empty for rows in known):
         return {"lacking": [_name(cell) for cell, *rows in zip(
             (better, worse), scored, known, strict=True) if all(r.empty for r in rows)] or [text]}
@@ -175,16 +176,11 @@ def _lead(better: Cell, worse: Cell, margin: float, runs: pd.DataFrame, tables: 
                            min(x.n_sources, y.n_sources), min(x.seeds, y.seeds)), strict=True))
 
 
-def _statistic(cell: Cell, margin: float) -> metrics.Statistic:
-    """The measure with its sign turned so that more is better, plus a margin."""
-    diff = re.search(r"diff=(\d+)", cell.metric)
-
-    def value(frame: pd.DataFrame, counts: NDArray) -> NDArray:
-        if cell.metric.startswith("FR"):
-            return margin - metrics.flips(frame, counts, float(diff[1]) if diff else None)
-        return margin + metrics.pooled_srcc(frame, counts)
-
-    return value
+@cache
+def _statistic(metric: str) -> metrics.Statistic:
+    diff = re.search(r"diff=(\d+)", metric)
+    return partial(metrics.flips, diff=float(diff[1]) if diff else None) if metric.startswith(
+        "FR") else metrics.pooled_srcc
 
 
 def _rows(runs: pd.DataFrame, cell: Cell) -> pd.DataFrame:

@@ -313,15 +313,13 @@ def _lead(ours: pd.DataFrame, theirs: pd.DataFrame, measure: Measure, draws: int
     """(lead, low, high, p, sources, seeds, points) on the videos that both have."""
     both = set(ours.video) & set(theirs.video)
     pair = [rows[rows.video.isin(both)] for rows in (ours, theirs)]
-    seeds = min(rows.seed.nunique() for rows in pair)
     if not both:
         return (np.nan,) * 4 + (0, 0, ())
-    value, low, high, p, n = metrics.difference(*pair, measure.statistic, draws)
-    ends = sorted((measure.sign * low, measure.sign * high))
-    single = [[measure.statistic(rows, np.ones((1, rows.source.nunique()), int))[0]
-               for _, rows in side.groupby("seed")][:seeds] for side in pair]
-    points = tuple(measure.sign * np.subtract(*single)) if len(single[1]) == len(single[0]) else ()
-    return measure.sign * value, *ends, p, n, seeds, points
+    ours, theirs = (measure.sign * report.replicates(rows, measure.statistic, draws)
+                    for rows in pair)
+    found = metrics.contrast(ours.mean(0), theirs.mean(0), pair[0].source.nunique())
+    points = tuple(ours[:, 0] - theirs[:, 0]) if len(ours) == len(theirs) else ()
+    return *found, min(len(ours), len(theirs)), points
 
 
 def _interval(row) -> str:
