@@ -136,6 +136,7 @@ def run_notebook(
                 notebook, str(partial), parameters=dict(parameters), kernel_name=KERNEL["name"],
                 cwd=str(source.resolve().parent), progress_bar=False, log_output=True,
                 config=Config({"KernelManager": ipc}),
+                extra_arguments=["--log-level=50"],  # else each kernel reports its own shutdown
                 on_cell_start=starts,
                 on_cell_executed=lambda **_: bar.advance(task),
             )
