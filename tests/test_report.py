@@ -316,3 +316,14 @@ def test_text_answers_are_a_row_of_table_3_and_not_run_without_them(filled):
     ours = answered()
     assert ours.value["FR diff=2"] == 0.25 and ours.value["share of First"] == 0.75
     assert ours.n_items["FR diff=2"] == 12 and set(ours.seeds) == {1}
+
+
+def test_kept_draws_are_those_of_the_rows_asked_for(filled):
+    rows = report.of_ladders(report.read_runs("smoke", filled).query("system == @OURS"), "test")
+    for frame in (rows, rows.assign(prediction=-rows.prediction), rows[rows.seed == 1], rows):
+        drawn = report.replicates(frame, metrics.pooled_srcc, 20)
+        assert len(drawn) == frame.seed.nunique()
+        np.testing.assert_array_equal(
+            drawn.mean(0), metrics.replicates(frame, metrics.pooled_srcc, 20))
+    assert report.replicates(rows, metrics.pooled_srcc, 20) is drawn
+    assert report.replicates(rows, metrics.pooled_srcc, 21) is not drawn
