@@ -119,11 +119,7 @@ def status(run: Run, profile: str, root: Path, data_hash: str | None) -> str:
 
 def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
     """A row a run: `run`, `status`, `seconds` that it took or, of its like, is likely to take."""
-    manifest = root / "data" / profile / "manifest.csv"
-    rows = manifests.read(manifest) if manifest.exists() else pd.DataFrame({"split": []})
-    seen = None
-    if {*manifests.TRAINING} <= {*rows["split"]}:
-        seen = manifests.sha256(rows, manifests.TRAINING)
+    seen = _data_hash(profile, root)
     folder = partial(records.run_folder, root / "results", profile)
     table = pd.DataFrame({
         "run": [r.run_id for r in runs],
@@ -134,6 +130,15 @@ def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
     like = table.groupby(table["run"].str.replace(r"-s\d+$", "", regex=True))["seconds"]
     table["seconds"] = table["seconds"].fillna(like.transform("median"))
     return table.assign(seconds=table["seconds"].fillna(table["seconds"].median()))
+
+
+def _data_hash(profile: str, root: Path) -> str | None:
+    """Of what runs are trained on; None where that is not built."""
+    manifest = root / "data" / profile / "manifest.csv"
+    rows = manifests.read(manifest) if manifest.exists() else pd.DataFrame({"split": []})
+    if not {*manifests.TRAINING} <= {*rows["split"]}:
+        return None
+    return manifests.sha256(rows, manifests.TRAINING)
 
 
 def execute(runs: Iterable[Run], profile: str, root: Path, workers: int | None = None,
@@ -213,8 +218,12 @@ def _train(run: Run, profile: str, root: Path) -> float:
     """Train one run, maybe as a dask worker's task; the seconds that it took."""
     data, folder = root / "data" / profile, records.run_folder(
         root / "results", profile, run.run_id)
-    if (folder / "provenance.json").exists():  # trained anew; else it goes on where it stopped
-        forget(run.run_id, profile, root)
+    began = records.checkpoints(data, run.run_id).with_name(f"{run.run_id}.json")
+    now = {"config": json.dumps(run.cfg.to_dict()), "code_sha256": records.code_sha256(),
+           "manifest_sha256": _data_hash(profile, root)}
+    if (folder / "provenance.json").exists() or records.read_json(began) != now:
+        forget(run.run_id, profile, root)  # else it goes on where it stopped
+        records.write_json(began, now)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(data.parent / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     output = data / "notebooks" / f"{run.run_id}.ipynb"

@@ -198,6 +198,26 @@ def test_a_run_trained_anew_forgets_its_predictions_and_weights(checkout):
     assert not (folder / "predictions.csv").exists() and not weights.exists()
 
 
+def test_an_interrupted_run_goes_on_only_from_its_own_code_and_data(checkout, monkeypatch):
+    save_grid(checkout, TWO)
+    (first, _) = grid.read("g", "smoke", checkout)
+    left = records.checkpoints(checkout / "data" / "smoke", first.run_id) / "20"
+    folder = records.run_folder(checkout / "results", "smoke", first.run_id)
+
+    def goes_on():
+        """Whether a checkpoint that is left is still there when the run is trained."""
+        left.mkdir(parents=True, exist_ok=True)
+        (folder / "provenance.json").unlink(missing_ok=True)
+        grid.execute([first], "smoke", checkout, workers=1)
+        return left.exists()
+
+    assert [goes_on(), goes_on()] == [False, True]
+    monkeypatch.setattr(records, "code_sha256", lambda: "other")
+    assert [goes_on(), goes_on()] == [False, True]
+    monkeypatch.setattr(grid, "_data_hash", lambda *_: "other")
+    assert [goes_on(), goes_on()] == [False, True]
+
+
 def test_two_runs_at_once_keep_to_a_core_each(checkout):
     save_grid(checkout, TWO)
     runs = grid.read("g", "smoke", checkout)
