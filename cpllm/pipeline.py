@@ -172,14 +172,18 @@ def score_runs(profile: str, again: bool = True) -> None:
     columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in measures))}
     watch = partial(_watch, folder=DATA / profile, m=preset(profile).video.key_frames,
                     measures=measures, views={scorer.cfg.video for scorer in scorers.values()})
+
+    def judge(row: dict) -> dict[str, float]:
+        inputs, trivial = watch(row)
+        scores = {run_id: scorer.frame_scores(inputs[scorer.cfg.video]).mean(dtype=np.float64)
+                  for run_id, scorer in scorers.items()}
+        return scores | {f"{name}-s0": value for name, value in trivial.items()}
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        seen = _ahead(pool, watch, table.to_dict("records"))
-        for inputs, trivial in track(seen, "scoring videos", len(table), console=console):
-            for run_id, scorer in scorers.items():
-                scores = scorer.frame_scores(inputs[scorer.cfg.video])
-                columns[run_id].append(scores.mean(dtype=np.float64))
-            for name, value in trivial.items():
-                columns[f"{name}-s0"].append(value)
+        judged = _ahead(pool, judge, table.to_dict("records"))
+        for found in track(judged, "scoring videos", len(table), console=console):
+            for name, value in found.items():
+                columns[name].append(value)
     known = _record(profile, "videos.csv", manifests.prediction_rows(table))
     for run_id, predictions in columns.items():
         scored = table[["video"]].assign(prediction=predictions)

@@ -236,7 +236,7 @@ def reproduce(
     """Redo what is not up to date, in order; returns the names of what ran.
 
     `fresh` redoes everything. Where a step had to run, as on a fresh clone, the notebooks that
-    follow it run again as well, so that a reader sees them made here.
+    follow it and read results run again as well, so that a reader sees them made here.
     """
     done: list[str] = []
     worked = False
@@ -245,19 +245,22 @@ def reproduce(
             ran = [step.name for step in group if _redo_step(step, profile, fresh, root)]
             worked = worked or bool(ran)
         else:
-            ran = _redo_notebooks(list(group), profile, fresh or worked, root)
+            ran = _redo_notebooks(list(group), profile, fresh, worked, root)
         done += ran
     return done
 
 
-def _redo_notebooks(books: list[Notebook], profile: str, anyway: bool, root: Path) -> list[str]:
-    """Execute those that are out of date side by side, one on each core."""
+def _redo_notebooks(
+    books: list[Notebook], profile: str, fresh: bool, worked: bool, root: Path
+) -> list[str]:
+    """Execute those that are out of date side by side, one on each core, the longest first."""
     jobs = []
     for book in books:
         source = root / "notebooks" / f"{book.name}.ipynb"
         output = root / "results" / profile / "notebooks" / source.name
         parameters = {"profile": profile, **book.parameters}
         inputs = _files(book.inputs, profile, root)
+        anyway = fresh or (worked and any(glob.startswith("results/") for glob in book.inputs))
         current = not anyway and up_to_date(output, source, parameters, inputs)
         if current:
             console.print(f"{book.name}: up to date", highlight=False)
@@ -275,8 +278,14 @@ def _redo_notebooks(books: list[Notebook], profile: str, anyway: bool, root: Pat
     # Papermill goes into the notebook's folder and back, for all threads: be there before.
     with contextlib.chdir(root / "notebooks"), _progress(None) as bar, \
             ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, jobs))
+        list(pool.map(run, sorted(jobs, key=lambda job: -_duration(job[1]))))
     return [source.stem for source, *_ in jobs]
+
+
+def _duration(output: Path) -> float:
+    """Seconds that a notebook took the last time; without one endless."""
+    return read(output)["metadata"].get("cpllm", {}).get("duration_s", 0) if output.exists() \
+        else float("inf")
 
 
 def _redo_step(step: Step, profile: str, fresh: bool, root: Path) -> bool:
