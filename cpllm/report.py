@@ -9,6 +9,7 @@ been run prints "not run".
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from pandas.io.formats.style import Styler
+from scipy.optimize import OptimizeWarning
 
 from cpllm import config, metrics, records
 
@@ -316,8 +318,10 @@ def replicates(frame: pd.DataFrame, statistic: metrics.Statistic, draws: int) ->
     held = frame[[c for c in ("video", "seed", "proxy", "prediction") if c in frame]]
     key = statistic, draws, pd.util.hash_pandas_object(held, index=False).to_numpy().tobytes()
     if key not in _kept:
-        _kept[key] = np.stack([metrics.replicates(rows, statistic, draws)
-                               for _, rows in frame.groupby("seed")])
+        with warnings.catch_warnings():  # of a logistic fit's covariance, which nothing uses
+            warnings.simplefilter("ignore", OptimizeWarning)
+            _kept[key] = np.stack([metrics.replicates(rows, statistic, draws)
+                                   for _, rows in frame.groupby("seed")])
     return _kept[key]
 
 
