@@ -166,6 +166,23 @@ def test_missing_output_and_fresh_redo_the_step(checkout):
     assert sweep.reproduce("smoke", True, steps, root) == ["build data", "30_table"]
 
 
+def test_after_a_step_only_notebooks_that_read_results_run_again(checkout):
+    root, steps, _ = checkout
+    for name in ("10_data", "40_long"):
+        write(root / "notebooks" / f"{name}.ipynb")
+    books = [sweep.Notebook("10_data", ("in.csv",)), *steps[1:],
+             sweep.Notebook("40_long", ("results/{profile}/made.csv",))]
+    sweep.reproduce("smoke", False, [steps[0], *books], root)
+    took = root / "results" / "smoke" / "notebooks" / "40_long.ipynb"
+    notebook = nbformat.read(took, as_version=4)
+    notebook.metadata["cpllm"]["duration_s"] = 60
+    nbformat.write(notebook, took)
+    assert sweep._duration(took) == 60 > sweep._duration(took.with_name("30_table.ipynb"))
+    worked = sweep.Step("works", lambda profile, fresh: None)
+    assert sweep.reproduce("smoke", False, [worked, *books], root) == [
+        "works", "30_table", "40_long"]
+
+
 def test_once_means_only_when_missing_or_fresh(checkout):
     root, steps, _ = checkout
     once = [dataclasses.replace(steps[0], once=True)]
