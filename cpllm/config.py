@@ -210,7 +210,7 @@ def pocket() -> Config:
     return Config(
         profile="pocket",
         # The FR-proxy compares all clips at one size, so the model looks at all at one size too.
-        video=Video(high_size=96, enlarge=True, patches=24, patch_size=64),
+        video=Video(key_frames=3, high_size=96, enlarge=True, patches=24, patch_size=64),
         model=Model(
             high=Siglip(3, 96, 384, 4, 24, 96),
             # Neither erf nor a softcap: on a CPU both cost as much as the products between them.
@@ -257,8 +257,8 @@ REGIME = {
 TABLE: dict[str, dict[str, Any]] = {
     "smoke": {},  # pretraining would cost more than all of its training
     "pocket": {
-        **REGIME, "train.steps": 240, "train.patches": 4, "train.select_scenes": 28,
-        "train.select_every": 240, "train.save_every": 240, "train.warmup": 30,
+        **REGIME, "train.steps": 200, "train.patches": 4, "train.select_scenes": 28,
+        "train.select_every": 200, "train.save_every": 200, "train.warmup": 30,
         "video.key_frames": 2, "video.patches": 8,
     },
     "paper": {},

@@ -146,7 +146,7 @@ def compiled(cfg: config.Config, devices: Mesh) -> jax.stages.Compiled:
     graph, *_ = nnx.split(weights.shapes(cfg.model), trainable(cfg.model), ...)
     rows = NamedSharding(devices, P(mesh.AXES))
     args = [placed(tree, mesh.shardings(tree, devices)) for tree in (state, frozen)]
-    step = train.make_step(graph, tx, cfg.train.weights, devices.size)
+    step = train.make_step(graph, tx, cfg.train.weights, devices)
     return step.lower(*args, placed(batch, dict.fromkeys(batch, rows))).compile()
 
 

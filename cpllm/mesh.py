@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -52,6 +53,12 @@ def spread(tree: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_callback(x.shape, where, lambda at: x[at])
 
     return jax.tree.map(cut, tree, shardings(tree, mesh))
+
+
+def known(mesh: Mesh | None) -> AbstractContextManager:
+    """Where a model is traced for several devices, so that it gathers what `RULES` cut."""
+    several = mesh is not None and mesh.size > 1
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if several else nullcontext()
 
 
 def own(mesh: Mesh) -> range:

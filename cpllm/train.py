@@ -141,12 +141,17 @@ def init(
 
 
 def make_step(
-    graph: nnx.GraphDef, tx: optax.GradientTransformation, weights: tuple, groups: int = 1
+    graph: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    weights: tuple,
+    devices: Mesh | None = None,
 ) -> Callable:
     """The jitted step (state, frozen, batch) → (state, parts); `state`'s buffers are reused."""
+    groups = devices.size if devices else 1
 
     def objective(params, frozen, batch):
-        parts = loss_parts(nnx.merge(graph, params, frozen), batch, groups)
+        with mesh.known(devices):
+            parts = loss_parts(nnx.merge(graph, params, frozen), batch, groups)
         return losses.total_loss(parts, weights), parts
 
     @partial(jax.jit, donate_argnums=0)
@@ -183,7 +188,7 @@ def fit(
     tokenizer = tokenizer or text.train_tokenizer(described, cfg.model.decoder.vocab)
     tx = optimizer(cfg.train)
     graph, state, frozen = init(cfg, tx, devices, given)
-    step = make_step(graph, tx, cfg.train.weights, devices.size)
+    step = make_step(graph, tx, cfg.train.weights, devices)
 
     def scorer(state: State) -> Scorer:
         params = mesh.whole((state.params, frozen), devices)

@@ -138,8 +138,9 @@ class PairBatches:
         return text.pack(self.tokenizer, prompt, answer, self.cfg.train.max_text)
 
     def _frame(self, i: int, at: int) -> np.ndarray:
-        """uint8[1,H,W,3]. Files are opened anew: systems allow about a thousand open ones."""
-        return np.array(np.load(self.stored[i], mmap_mode="r")[at : at + 1])
+        """uint8[1,H,W,3], read where it is used. Files are opened anew: systems allow about a
+        thousand open ones."""
+        return np.load(self.stored[i], mmap_mode="r")[at : at + 1]
 
     def _view(self, i: int, at: int) -> np.ndarray:
         return video.resize(self._frame(i, at), self.cfg.video.high_size)[0]

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from cpllm import config
-from cpllm.model.layers import Attention, Block, Dense, Norm, attend, run, stack
+from cpllm.model.layers import Attention, Block, Dense, Norm, attend, gathered, run, stack
 
 Cache = tuple[Array, Array]
 """Keys and values of all layers, each [layers,B,S,N_kv,H]."""
@@ -126,5 +126,5 @@ class Gemma(nnx.Module):
 
     def logits(self, hidden: Array) -> Array:
         """[...,D] → float32[...,V] by the tied embedding table."""
-        table = self.table[...].astype(hidden.dtype)
+        table = gathered(self.table[...].astype(hidden.dtype))
         return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)

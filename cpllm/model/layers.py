@@ -8,8 +8,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from cpllm.model.lora import Adapter
+
+
+def gathered(x: Array) -> Array:
+    """A parameter that devices may hold in parts (`mesh.RULES`), whole where it is used.
+
+    Left to itself XLA cuts activations in the same way and exchanges those instead.
+    """
+    alone = jax.sharding.get_abstract_mesh().empty
+    return x if alone else jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 class Dense(nnx.Module):
@@ -24,7 +34,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[..., n_in] → [..., n_out]."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = x @ gathered(self.kernel[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
