@@ -71,15 +71,17 @@ class BuildError(RuntimeError):
     """One line: how many scenes could not be made, which first, and why."""
 
 
-def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h264",
-           preset: str = "medium") -> None:
+def encode(frames: np.ndarray | list[av.VideoFrame], path: Path, crf: int, fps: float,
+           codec: str = "h264", preset: str = "medium") -> None:
     """Encode uint8[N, H, W, 3] as 8-bit 4:2:0; even sides. The same input gives the same bytes.
 
+    What is encoded several times can come as `planar` made it, which costs a quarter of an encode.
     One thread, because x264's output depends on their number. The file gets its name when whole;
     what a failed encode wrote goes to `quarantine` beside it. `preset` is x264's; the other
     encoders' options are in ENCODERS.
     """
-    n, height, width = frames.shape[:3]
+    shots = frames if isinstance(frames, list) else planar(frames)
+    width, height = shots[0].width, shots[0].height
     if height % 2 or width % 2:
         raise ValueError(f"{path}: 4:2:0 needs even sides, came {width}x{height}")
     part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -95,10 +97,11 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             context = stream.codec_context
             context.thread_count, context.time_base = 1, 1 / rate
-            matrix = video.default_matrix(height, width)
-            context.color_range, context.colorspace = ColorRange.MPEG, TAGS[matrix]
-            for i in range(n):
-                container.mux(stream.encode(_frame(frames[i], matrix, i)))
+            context.color_range = ColorRange.MPEG
+            context.colorspace = TAGS[video.default_matrix(height, width)]
+            for i, shot in enumerate(shots):
+                shot.pts, shot.time_base = i, context.time_base
+                container.mux(stream.encode(shot))
             container.mux(stream.encode(None))
         part.replace(path)
     except Exception:
@@ -106,6 +109,15 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def planar(frames: np.ndarray) -> list[av.VideoFrame]:
+    """uint8[N, H, W, 3] RGB to limited-range yuv420p, with the same bits on every machine."""
+    matrix = video.default_matrix(*frames.shape[1:3])
+    return [av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
+        format="yuv420p", src_colorspace=matrix, dst_colorspace=matrix,
+        src_color_range=ColorRange.JPEG, dst_color_range=ColorRange.MPEG,
+        interpolation=video.EXACT, threads=1) for frame in frames]
 
 
 @contextlib.contextmanager
@@ -343,15 +355,15 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
     """
     record = root / f"{scene.name}.json"
     record.unlink(missing_ok=True)
-    rows, film, failed = clips(scene, data), {-1: scenes.render(scene)}, {}
+    rows, pristine, shots, failed = clips(scene, data), scenes.render(scene), {}, {}
     for row in rows:
         path, take = root / f"{row['video']}.mp4", row.pop("take")
         try:
-            if take not in film:
-                film[take] = distort.apply(row["distortion"], row["strength"], film[-1],
-                                           _seed(scene, take))
+            if take not in shots:
+                shots[take] = planar(pristine if take < 0 else distort.apply(
+                    row["distortion"], row["strength"], pristine, _seed(scene, take)))
             path.unlink(missing_ok=True)
-            encode(film[take], path, row["crf"], scene.fps, row["codec"], data.preset)
+            encode(shots[take], path, row["crf"], scene.fps, row["codec"], data.preset)
             row |= {"bytes": path.stat().st_size, "file": _file_sha256(path)}
             same = row["video"] in known.index and known.at[row["video"], "file"] == row["file"]
             row["sha256"] = known.at[row["video"], "sha256"] if same else frames_sha256(path)
@@ -360,7 +372,7 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
             failed[row["video"]] = f"{type(error).__name__}: {error}"
     if failed:
         raise BuildError("; ".join(f"{video}: {error}" for video, error in failed.items()))
-    _label(rows, film[-1], scene, data, root, known)
+    _label(rows, pristine, scene, data, root, known)
     files = {row["video"]: row["file"] for row in rows}
     part = record.with_suffix(f".{os.getpid()}.part")
     held = {"recipe": _recipe(scene, data), "files": files, "rows": rows}
@@ -440,16 +452,6 @@ def _try(work, *job) -> list[dict] | Exception:
         return work(*job)
     except Exception as error:  # reported with its scene when the others are done
         return error
-
-
-def _frame(array: np.ndarray, matrix: Colorspace, pts: int) -> av.VideoFrame:
-    """RGB to limited-range yuv420p, with the same bits on every machine."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-    frame = frame.reformat(format="yuv420p", src_colorspace=matrix, dst_colorspace=matrix,
-                           src_color_range=ColorRange.JPEG, dst_color_range=ColorRange.MPEG,
-                           interpolation=video.EXACT, threads=1)
-    frame.pts = pts
-    return frame
 
 
 def _seed(scene: scenes.Scene, i: int) -> int:
