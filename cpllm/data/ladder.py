@@ -67,6 +67,11 @@ RENDERERS = [_syntax(Path(m.__file__).read_text("utf-8")) for m in (scenes, fami
 """Of the code that draws, as imported: what other code drew is made again."""
 
 
+UNWATCHED = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s",
+             "distributed.admin.system-monitor.interval": "5s"}
+"""For dask: its looking at itself, for a dashboard that nobody opens, costs a seventh of a core."""
+
+
 class BuildError(RuntimeError):
     """One line: how many scenes could not be made, which first, and why."""
 
@@ -434,9 +439,11 @@ def spread(jobs, workers, scheduler, listen=None) -> Iterator[tuple]:
     if workers <= 1 and scheduler is None:
         yield from ((job[1], _try(*job)) for job in jobs)
         return
+    import dask
     from distributed import Client, LocalCluster, as_completed
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set(UNWATCHED))
         here = scheduler or stack.enter_context(LocalCluster(
             n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0"))
         client = stack.enter_context(Client(here))
