@@ -124,6 +124,23 @@ def test_manifest_on_disk_is_the_one_returned(built):
     assert table["sha256"][0] == ladder.frames_sha256(root / f"{table['video'][0]}.mp4")
 
 
+def test_record_says_each_encoders_options(built):
+    root, table = built
+    for scene in table["scene"].unique():
+        told = json.loads((root / f"{scene}.json").read_text())["options"]
+        assert told[f"{scene}@crf40"] == {"crf": "40", "preset": TINY.data.preset}
+        assert told.keys() == set(table["video"][table["scene"] == scene])
+
+
+def test_encoder_is_told_what_is_recorded(tmp_path, frames):
+    """x264 writes its options into the stream, as do the other encoders in part."""
+    ladder.encode(frames, tmp_path / "a.mp4", 33, 25, preset="faster")
+    assert b"subme=4" in (tmp_path / "a.mp4").read_bytes()
+    assert ladder.options("h264", 33, "faster") == {"crf": "33", "preset": "faster"}
+    assert ladder.options("hevc", 33, "faster")["preset"] == "superfast"
+    assert "preset" not in ladder.options("vp9", 33, "faster")
+
+
 def test_second_build_makes_nothing(built, monkeypatch):
     root, table = built
     monkeypatch.setattr(ladder, "make", lambda *_: pytest.fail("made again"))

@@ -81,8 +81,9 @@ def stage(name: str, profile: str) -> None:
     path = executed(name, profile)
     if not path.exists():
         title = with_profile(title_of(ROOT / "notebooks" / f"{name}.ipynb", name), profile)
+        target = "benchmark" if NOTEBOOKS[name].timed else "reproduce"
         (CHAPTERS / f"{name}.md").write_text(
-            f"# {title}\n\nNot run. `make reproduce PROFILE={profile}` executes "
+            f"# {title}\n\nNot run. `make {target} PROFILE={profile}` executes "
             f"`notebooks/{name}.ipynb` and puts its results here.\n")
         return
     notebook = read(path)

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -90,15 +91,12 @@ def encode(frames: np.ndarray | list[av.VideoFrame], path: Path, crf: int, fps: 
     if height % 2 or width % 2:
         raise ValueError(f"{path}: 4:2:0 needs even sides, came {width}x{height}")
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    name, options = ENCODERS[codec]
-    options = {"crf": str(crf), "preset": preset} | options
-    if codec == "vp9":
-        del options["preset"]
+    name, given = ENCODERS[codec][0], options(codec, crf, preset)
     try:
         with _usual_priority(), av.open(
                 part, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream(name, rate=rate, options=options)
+            stream = container.add_stream(name, rate=rate, options=given)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             context = stream.codec_context
             context.thread_count, context.time_base = 1, 1 / rate
@@ -123,6 +121,16 @@ def planar(frames: np.ndarray) -> list[av.VideoFrame]:
         format="yuv420p", src_colorspace=matrix, dst_colorspace=matrix,
         src_color_range=ColorRange.JPEG, dst_color_range=ColorRange.MPEG,
         interpolation=video.EXACT, threads=1) for frame in frames]
+
+
+def options(codec: str, crf: int, preset: str) -> dict[str, str]:
+    """What an encoder is told beside one thread; `preset` is x264's.
+
+    >>> options("h264", 31, "medium"), options("vp9", 40, "medium")["cpu-used"]
+    ({'crf': '31', 'preset': 'medium'}, '5')
+    """
+    own = {"preset": preset} if codec == "h264" else {}
+    return {"crf": str(crf)} | own | ENCODERS[codec][1]
 
 
 @contextlib.contextmanager
@@ -176,7 +184,10 @@ def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: 
         console.print(f"{n:,} clips of {len(waiting):,} scenes to make, "
                       f"{len(chosen) - len(waiting):,} scenes are there", highlight=False)
     shutil.rmtree(root / "quarantine", ignore_errors=True)
+    begun = time.monotonic()
     rows |= _each(make, waiting, config.data, root, known, progress, workers, scheduler)
+    if progress and waiting:
+        console.print(f"made in {(time.monotonic() - begun) / 60:.1f} minutes", highlight=False)
     table = pd.DataFrame([row for scene in chosen for row in rows[scene.name]])
     manifests.write(table, root / "manifest.csv")
     if changed := differing(table, known):
@@ -380,7 +391,8 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
     _label(rows, pristine, scene, data, root, known)
     files = {row["video"]: row["file"] for row in rows}
     part = record.with_suffix(f".{os.getpid()}.part")
-    held = {"recipe": _recipe(scene, data), "files": files, "rows": rows}
+    told = {row["video"]: options(row["codec"], row["crf"], data.preset) for row in rows}
+    held = {"recipe": _recipe(scene, data), "files": files, "options": told, "rows": rows}
     part.write_text(json.dumps(held, indent=1))
     part.replace(record)
     return rows
