@@ -117,7 +117,7 @@ def test_reproduce_leaves_benchmarks_alone_and_benchmark_runs_no_other(place, mo
                     {"profile": "smoke"})]
     pipeline.benchmark("smoke")
     assert [source.stem for source, *_ in ran[1:]] == timed
-    with pytest.raises(ValueError, match="towers, encodes, .*; got 'encoders'"):
+    with pytest.raises(ValueError, match=r"towers, encodes, .*; got 'encoders'"):
         pipeline.benchmark("smoke", ["encoders"])
 
 
