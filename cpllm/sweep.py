@@ -90,6 +90,7 @@ NOTEBOOKS = {
         Notebook("81_benchmark_encodes", timed=True),
         Notebook("82_benchmark_batches", timed=True),
         Notebook("83_benchmark_step", timed=True),
+        Notebook("84_benchmark_bootstrap", timed=True),
         Notebook("85_count_flops", timed=True),
     )
 }

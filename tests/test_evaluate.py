@@ -302,12 +302,12 @@ def test_the_notebooks_run_without_published_predictions_and_say_what_was_not_ru
 
 
 def test_the_bootstraps_speed_is_told_for_single_and_for_shared_sources(monkeypatch):
-    table = play("83_benchmark_bootstrap", monkeypatch, rows=60, draws=20)["table"]
+    table = play("84_benchmark_bootstrap", monkeypatch, rows=60, draws=20)["table"]
     assert (list(table.index), list(table)) == (["3 sources", "60 sources"], ["PLCC", "SRCC"])
     assert (table > 0).all(axis=None)
 
 
-@pytest.mark.parametrize("name", ["60_evaluate", "70_claims", "83_benchmark_bootstrap"])
+@pytest.mark.parametrize("name", ["60_evaluate", "70_claims", "84_benchmark_bootstrap"])
 def test_the_notebooks_have_flat_parameters_and_a_sentence_before_each_cell(name):
     all_cells = cells(name)
     (parameters,) = [c for c in all_cells if "parameters" in c.metadata.get("tags", [])]
