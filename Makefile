@@ -80,7 +80,7 @@ test-oracles: $(READY) ## compare the towers with transformers' torch classes (i
 
 lint: $(READY) ## ruff, and no outputs in notebook sources
 	@$(BIN)/ruff check .
-	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -print0 | xargs -0 -r $(BIN)/nbstripout --verify
+	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -print0 | xargs -0 -r $(BIN)/nbstripout --verify --keep-id
 
 data: $(READY) ## film the built-in scenes, encode and label them
 	@$(BIN)/cpllm data --profile $(PROFILE)

@@ -276,6 +276,17 @@ def test_processes_make_the_same_as_one(built, tmp_path):
     pd.testing.assert_frame_equal(build(tmp_path, workers=2), built[1])
 
 
+def test_a_cluster_at_an_address_makes_the_same(built, tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, memory_limit=0,
+                      dashboard_address=None) as here:
+        table = ladder.build(TINY, tmp_path, progress=False, committed=Path("none"),
+                             scheduler=here.scheduler_address)
+        assert "try" in here.scheduler.task_prefixes  # of `_try`: its worker did it
+    pd.testing.assert_frame_equal(table, built[1])
+
+
 BUILD = "from pathlib import Path; from tests.test_ladder import build; build(Path({root!r}))"
 
 
