@@ -31,7 +31,7 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: help setup reproduce sweep book test test-slow test-oracles lint serve data labels train lock clean
+.PHONY: help setup reproduce sweep book test test-slow test-oracles lint serve data labels benchmark train lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -80,13 +80,16 @@ test-oracles: $(READY) ## compare the towers with transformers' torch classes (i
 
 lint: $(READY) ## ruff, and no outputs in notebook sources
 	@$(BIN)/ruff check .
-	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -print0 | xargs -0 -r $(BIN)/nbstripout --verify
+	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -print0 | xargs -0 -r $(BIN)/nbstripout --verify --keep-id
 
 data: $(READY) ## film the built-in scenes, encode and label them
 	@$(BIN)/cpllm data --profile $(PROFILE)
 
 labels: data ## measure the labels again and compare the committed ones
 	@$(BIN)/cpllm labels --profile $(PROFILE)
+
+benchmark: $(READY) ## time towers, encodes and batches on this machine, which should idle
+	@$(BIN)/cpllm benchmark --profile $(PROFILE)
 
 train: $(READY) ## train one model
 	@$(BIN)/cpllm train --profile $(PROFILE)

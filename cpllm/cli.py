@@ -99,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--dry-run", action="store_true", help="only print the plan and its cost")
     sweep.add_argument("--workers", type=int, help="runs at once (default: one a core)")
     sweep.add_argument("--scheduler", metavar="ADDRESS", help="of a dask cluster, as in data")
+    timing = verb("benchmark", time_machine, "Execute the notebooks that time this machine.")
+    timing.add_argument("names", nargs="*", metavar="NAME",
+                        help="as encodes (default: all, one after another)")
     bring = verb("import-weights", import_checkpoints, "Join public checkpoints into one file.")
     bring.add_argument("--videoprism", type=Path, required=True, metavar="FILE", help="its .npz")
     bring.add_argument("--paligemma", type=Path, metavar="DIR", help="both towers that follow")
@@ -142,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--against-prediction", metavar="COL", help="default: as --prediction")
     evaluate.add_argument("--draws", type=int, default=2000, help="of the bootstrap")
     evaluate.add_argument("--format", choices=("text", "json"), default="text")
-    for sub in (data, again, train, reproduce, sweep):
+    for sub in (data, again, train, reproduce, sweep, timing):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
 
@@ -360,6 +363,14 @@ def import_checkpoints(args: argparse.Namespace) -> None:
         args.out, config.paper(), args.videoprism, high, decoder, args.tokenizer, args.dtype
     )
     print(f"{args.out}: {cfg.model.high}, {cfg.model.low}, {cfg.model.decoder}")
+
+
+def time_machine(args: argparse.Namespace) -> None:
+    """The benchmark chapters anew; what they take is this machine's, so let it idle."""
+    _quiet()
+    from cpllm import pipeline
+
+    pipeline.benchmark(args.profile, args.names)
 
 
 def reproduce_profile(args: argparse.Namespace) -> None:

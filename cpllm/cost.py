@@ -107,7 +107,8 @@ def memory(cfg: config.Config, devices: Mesh) -> pd.Series:
 
     Activations: each block's input is kept in `model.dtype` where blocks are recomputed. Working
     set: one decoder block, with its three MLP products and, where attention is not fused, the
-    float32 logits, their softmax and its gradient.
+    float32 logits, their softmax and its gradient; the embeddings, which a lookup gathers in
+    float32 and the text's logits need in `model.dtype`; and three times a chunk of these logits.
     """
     state, frozen = _state(cfg)
     m, n, width = cfg.model, sizes(cfg), np.dtype(cfg.model.dtype).itemsize
@@ -116,11 +117,14 @@ def memory(cfg: config.Config, devices: Mesh) -> pd.Series:
     text = share * n.sequence * m.decoder.width * m.decoder.layers
     one = 3 * m.decoder.mlp * width, 3 * 4 * m.decoder.heads * n.sequence
     trained = _held(state.params, devices)
+    copied = 4 if devices.shape["fsdp"] > 1 else width if width < 4 else 0
     return pd.Series({
         "frozen parameters": _held(frozen, devices), "trained parameters": trained,
         "their gradients": trained, "Adam's moments": _held(state.opt_state, devices),
         "block inputs": width * (low + text), "one block's MLP": share * n.sequence * one[0],
         "one block's attention": share * n.sequence * one[1],
+        "whole embeddings": copied * m.decoder.vocab * m.decoder.width,
+        "one chunk's logits": 3 * 4 * share * CHUNK * m.decoder.vocab,
     })  # fmt: skip
 
 
@@ -151,7 +155,7 @@ def compiled(cfg: config.Config, devices: Mesh) -> jax.stages.Compiled:
 
 
 def batch_shapes(cfg: config.Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what `PairBatches` gives."""
+    """Shapes of what CP-LLM takes of a batch."""
     n, b, v = sizes(cfg), cfg.train.batch, cfg.video
     pixels = {"view": (v.high_size,) * 2, "patches": (n.patches, v.patch_size, v.patch_size)}
     kinds = {

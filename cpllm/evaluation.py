@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from cpllm import metrics
 
 NUMBERS = ("prediction", "mos", "crf", "proxy", "dmos")
 DMOS = ("SRCC", "PLCC linear", "PLCC logistic")
+FEWEST = 3  # rows: a correlation of two is 1 or -1, whatever they hold
 CONVENTIONS = {
     "interval": "95%, cluster bootstrap: whole sources are drawn",
     "mos": "higher is better; SRCC, KRCC (tau-b), PLCC over all rows together; RMSE in its units",
+    "within source": f"median over the sources that have {FEWEST} rows or more",
     "logistic": "4 parameters, from (max, min, mean, std/4), fitted once to all rows",
     "dmos": "reference - variant on both sides, so a good model correlates positively; reference: "
-            "the one row of a ladder without a level; no DMOS without one",
+            "the one row of a ladder without a level; rows of ladders without one are left out",
     "level": "a higher level never looks better; FR: pairs of one ladder that the prediction "
-             "orders wrongly (strict), finds equal (ties), or strict + ties / 2 (half)",
+             "orders wrongly (strict), finds equal (ties), or strict + ties / 2 (half); all pairs: "
+             "every two levels of a ladder",
 }
 Sample = tuple[NDArray, int, int]
 """A measure of one model: `metrics.replicates`, sources, and rows or pairs of a seed."""
@@ -36,7 +36,8 @@ def read(path: Path | str, video: str = "video", **columns: str | None) -> pd.Da
     """A CSV's named columns under the names of `metrics`: prediction, mos, source, crf, codec, …
 
     Without a source each row is its own. ValueError names the file, and columns that are absent
-    beside those that exist, or the first rows that are blank or no number.
+    beside those that exist, or that nothing would use; or the first rows that are blank, no number,
+    or that `metrics.check` refuses.
     """
     try:
         table = pd.read_csv(path, dtype={video: str})
@@ -46,43 +47,46 @@ def read(path: Path | str, video: str = "video", **columns: str | None) -> pd.Da
     if absent := [column for column in wanted.values() if column not in table]:
         raise ValueError(f"{path}: no column {', '.join(absent)}; has {', '.join(table)}")
     frame = pd.DataFrame({name: table[column] for name, column in wanted.items()})
+    if "crf" not in frame and (idle := {"codec", "proxy", "dmos"} & set(frame)):
+        raise ValueError(f"{path}: {', '.join(sorted(idle))}: of no use without a level")
+    blank = {"crf": True, "codec": True, "dmos": frame.get("crf", frame.video).isna()}
     for name in wanted:
         value = frame[name]
         if name in NUMBERS:
             value = pd.to_numeric(value, errors="coerce").replace([np.inf, -np.inf], np.nan)
-        bad = value.isna() & (frame[name].notna() | (name not in ("crf", "codec", "dmos")))
+        bad = value.isna() & (frame[name].notna() | np.logical_not(blank.get(name, False)))
         if bad.any():
             names = ", ".join(map(str, frame.video[bad][:3]))
             raise ValueError(f"{path}: column {wanted[name]}: {bad.sum()} of {len(frame)} rows are "
                              f"blank or no number (first: {names})")
         frame[name] = value
-    if len(frame) < 3:
-        raise ValueError(f"{path}: {len(frame)} rows; a correlation needs 3 or more")
     if "crf" in frame and "source" not in frame:
         raise ValueError(f"{path}: levels are compared within a source; name its column as well")
     frame = frame if "source" in frame else frame.assign(source=frame.video)
-    metrics.check(frame)
-    return frame
+    try:
+        metrics.check(frame)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return _enough(frame, path)
 
 
 def measure(frame: pd.DataFrame, draws: int = 2000) -> dict[str, Sample]:
-    """Every measure that the frame's columns allow, by name."""
+    """Every measure that the frame's columns and rows allow, by name."""
     jobs = {"SRCC": metrics.pooled_srcc, "KRCC": metrics.pooled_krcc,
             "PLCC linear": metrics.pooled_plcc,
             "PLCC logistic": partial(metrics.pooled_plcc, curve=True),
-            "RMSE": metrics.pooled_rmse, "RMSE logistic": partial(metrics.pooled_rmse, curve=True),
-            "SRCC within source": metrics.within_srcc}
-    if frame.source.nunique() == frame.video.nunique():
-        del jobs["SRCC within source"]
+            "RMSE": metrics.pooled_rmse, "RMSE logistic": partial(metrics.pooled_rmse, curve=True)}
     cells = [(name, frame, partial(job, truth="mos"), len(frame)) for name, job in jobs.items()]
+    if len(several := _several(frame)):
+        cells.append(("SRCC within source", several, partial(metrics.within_srcc, truth="mos"),
+                      len(several)))
     if "crf" in frame:
         rows = metrics.differential(frame, "mos")
-        cells += [(f"DMOS {name}", rows, partial(job, truth="mos"), len(rows))
-                  for name, job in jobs.items() if name in DMOS and len(rows)]
+        cells += [(f"DMOS {name}", rows, partial(jobs[name], truth="mos"), len(rows))
+                  for name in DMOS if rows.video.nunique() >= FEWEST]
         cells += _flip_cells(frame)
-    seeds = frame.seed.nunique() if "seed" in frame else 1
-    return {name: (metrics.replicates(rows, job, draws), rows.source.nunique(), items // seeds)
-            for name, rows, job, items in cells}
+    return {name: (metrics.replicates(rows, job, draws), rows.source.nunique(),
+                   items // _seeds(frame)) for name, rows, job, items in cells}
 
 
 def _flip_cells(frame: pd.DataFrame) -> list[tuple]:
@@ -111,7 +115,7 @@ def table(samples: dict[str, Sample], against: dict[str, Sample] | None = None) 
     for name, (values, n, items) in samples.items():
         found = (metrics.contrast(values, against[name][0], n) if against else
                  metrics.estimate(values, n))
-        status = ("undefined: a constant side, or no pairs" if np.isnan(found.value) else
+        status = ("undefined: a constant side, no pairs or no fit" if np.isnan(found.value) else
                   "ok" if np.isfinite(found.low) else
                   "no interval: one source" if n < 2 else "no interval: undefined in some draws")
         rows[name] = {"value": found.value, "ci_low": found.low, "ci_high": found.high,
@@ -121,31 +125,48 @@ def table(samples: dict[str, Sample], against: dict[str, Sample] | None = None) 
 
 
 def per_source(frame: pd.DataFrame) -> pd.DataFrame:
-    """SRCC and, where there are levels, flip rates within each source, the worst first."""
-    found = pd.DataFrame({name: {"rows": len(rows), "SRCC": metrics.srcc(rows.mos, rows.prediction)}
-                          for name, rows in frame.groupby("source")}).T.astype({"rows": int})
-    if "crf" in frame:
-        found = found.join(metrics.flip_table(frame, "source").add_prefix("FR "))
-    return found.sort_values("SRCC")
+    """SRCC and, where there are levels, flip rates within each source of 3 rows or more.
+
+    The worst first, and before them sources that have no SRCC: one side is constant. Seeds are
+    averaged.
+    """
+    frame, each = _several(frame), []
+    for _, rows in frame.groupby(frame.get("seed", np.zeros(len(frame)))):
+        found = pd.DataFrame.from_dict(
+            {name: [len(one), metrics.srcc(one.mos, one.prediction)]
+             for name, one in rows.groupby("source")}, orient="index", columns=["rows", "SRCC"])
+        if "crf" in frame:
+            found = found.join(metrics.flip_table(rows, "source").add_prefix("FR "))
+        each.append(found)
+    whole = {name: "Int64" for name in ("rows", "FR pairs") if name in found}
+    return (sum(each) / len(each)).astype(whole).sort_values("SRCC", na_position="first")
 
 
 def evaluate(path: Path | str, against: Path | str | None = None,
              against_prediction: str | None = None, draws: int = 2000, **columns: Any) -> dict:
     """All that `cpllm evaluate` prints, as plain values; `columns` as in `read`.
 
-    With `against` both models are measured on the videos that both scored; the others are listed.
+    With `against` both models are measured on the videos that both scored; the others are listed,
+    as are those with a level whose ladder has no reference. The other model may have several seeds,
+    in a column of the same name, or one.
     """
     frame = read(path, **columns)
     result = {"file": str(path), "prediction": columns["prediction"], "mos": columns["mos"]}
     if against:
-        named = against_prediction or columns["prediction"]
-        other = read(against, columns.get("video", "video"), prediction=named)
+        named, seed = against_prediction or columns["prediction"], columns.get("seed")
+        if seed and seed not in pd.read_csv(against, nrows=0):
+            seed = None
+        other = read(against, columns.get("video", "video"), prediction=named, seed=seed)
         frame, other, (here, there) = metrics.match(frame, other)
+        _enough(frame, f"{path} and {against}, common to both")
     samples = measure(frame, draws)
-    result |= {"rows": len(frame), "sources": frame.source.nunique(), "draws": draws,
-               "conventions": CONVENTIONS, "measures": _plain(table(samples))}
-    if frame.source.duplicated().any():
+    result |= {"rows": len(frame), "sources": frame.source.nunique(), "seeds": _seeds(frame),
+               "draws": draws, "conventions": CONVENTIONS, "measures": _plain(table(samples))}
+    if len(_several(frame)):
         result["per_source"] = _plain(per_source(frame))
+    if "crf" in frame:
+        known = metrics.differential(frame, "mos").video
+        result["without_reference"] = sorted(set(frame.video[frame.crf.notna()]) - set(known))
     if against:
         theirs = measure(other, draws)
         result["against"] = {
@@ -157,36 +178,48 @@ def evaluate(path: Path | str, against: Path | str | None = None,
 
 def show(result: dict) -> None:
     """The readable report of what `evaluate` returned."""
-    console = Console(highlight=False)
-    title = "{file}: {prediction} against {mos}, {rows:,} rows, {sources:,} sources"
-    console.print(_grid(title.format(**result), result["measures"]))
+    title = "{file}: {prediction} against {mos}, {rows:,} rows, {sources:,} sources, {seeds} seed"
+    _print(title.format(**result) + "s" * (result["seeds"] > 1), result["measures"])
     if worst := dict(list(result.get("per_source", {}).items())[:3]):
-        console.print(_grid("Sources with the lowest SRCC", worst))
+        _print("Sources with the lowest SRCC, or none", worst)
+    _list("no reference, so not in DMOS", result.get("without_reference"))
     if against := result.get("against"):
-        for side in ("only_in_file", "only_in_against"):
-            if names := against[side]:
-                console.print(f"{len(names):,} rows unmatched, {side.replace('_', ' ')}: "
-                              f"{', '.join(names[:5])}{', …' * (len(names) > 5)}", markup=False)
-        console.print(_grid("{file}: {prediction}, same rows".format(**against),
-                            against["measures"]))
-        console.print(_grid("First minus second model, paired", against["differences"]))
+        _list("unmatched, only in file", against["only_in_file"])
+        _list("unmatched, only in against", against["only_in_against"])
+        _print("{file}: {prediction}, same rows".format(**against), against["measures"])
+        _print("First minus second model, paired", against["differences"])
     for name, text in result["conventions"].items():
-        console.print(f"[dim]{name}: {text}[/]")
+        print(f"{name}: {text}")
 
 
-def _grid(title: str, rows: dict[str, dict]) -> Table:
+def _print(title: str, rows: dict[str, dict]) -> None:
     """Rows by name; ties and halves of a flip rate only where there are ties."""
-    def cell(value: Any) -> str:
-        return ("–" if value is None else f"{value:.4f}" if isinstance(value, float) else
-                f"{value:,}" if isinstance(value, int) else str(value))
+    kept = [name for name in rows if not name.endswith((" ties", " half"))
+            or rows[re.sub("(ties|half)$", "ties", name)]["value"]]
+    shown = pd.DataFrame.from_dict(rows, orient="index").loc[kept]
+    shown = shown.astype(object).where(shown.notna(), np.nan)  # None would be printed as such
+    print(title, shown.to_string(na_rep="-", float_format="{:.4f}".format), sep="\n", end="\n\n")
 
-    grid = Table(Column("", no_wrap=True), *next(iter(rows.values())), title=escape(title),
-                 box=None, title_justify="left")
-    for name, row in rows.items():
-        ties = rows.get(re.sub(" (ties|half)$", " ties", name), {})
-        if not name.endswith((" ties", " half")) or ties.get("value"):
-            grid.add_row(escape(name), *map(cell, row.values()))
-    return grid
+
+def _list(what: str, names: list[str] | None) -> None:
+    if names:
+        print(f"{len(names):,} rows {what}: {', '.join(names[:5])}{', …' * (len(names) > 5)}\n")
+
+
+def _several(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of sources that have enough for a correlation among themselves."""
+    return frame[frame.groupby("source").video.transform("nunique") >= FEWEST]
+
+
+def _seeds(frame: pd.DataFrame) -> int:
+    return frame.seed.nunique() if "seed" in frame else 1
+
+
+def _enough(frame: pd.DataFrame, where: Path | str) -> pd.DataFrame:
+    """The frame, unless it has too few rows."""
+    if (rows := frame.video.nunique()) < FEWEST:
+        raise ValueError(f"{where}: {rows} rows; a correlation needs {FEWEST} or more")
+    return frame
 
 
 def _plain(frame: pd.DataFrame) -> dict[str, dict]:

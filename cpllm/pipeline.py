@@ -385,8 +385,21 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
                    (manifest, *weights, *judges), (predictions,)),
         sweep.Step("answers", answer_runs, (), said, once=True),
         *(book for name, book in sweep.NOTEBOOKS.items()
-          if name not in ("15_pretrain", "20_train")),
+          if name not in ("15_pretrain", "20_train") and not book.timed),
     )
+
+
+def benchmark(profile: str, names: Sequence[str] = ()) -> None:
+    """Execute the notebooks that time this machine (of these names), one after another."""
+    preset(profile)
+    known = {name.rpartition("_")[2]: name for name, book in sweep.NOTEBOOKS.items() if book.timed}
+    if unknown := set(names) - set(known):
+        raise ValueError(f"benchmark: expected some of {', '.join(known)}; got {min(unknown)!r}")
+    for name in (known[short] for short in names or known):
+        source = sweep.ROOT / "notebooks" / f"{name}.ipynb"
+        sweep.run_notebook(
+            source, RESULTS / profile / "notebooks" / source.name, {"profile": profile})
+        console.print(f"{name}: done", highlight=False)
 
 
 def reproduce(profile: str, fresh: bool) -> None:

@@ -52,6 +52,7 @@ class Notebook:
     inputs: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)  # beside `profile`
     last: bool = False  # not before the others are done: it reads what they write
+    timed: bool = False  # measures this machine: executed by `cpllm benchmark` alone
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ NOTEBOOKS = {
         Notebook("70_claims", (*RUNS, "results/{profile}/tables/*.csv", "results/paper.csv",
                                "cpllm/metrics.py", "cpllm/claims.py", "cpllm/report.py"),
                  last=True),
+        Notebook("80_benchmark_towers", timed=True),
+        Notebook("81_benchmark_encodes", timed=True),
+        Notebook("82_benchmark_batches", timed=True),
+        Notebook("83_benchmark_step", timed=True),
+        Notebook("84_benchmark_bootstrap", timed=True),
+        Notebook("85_count_flops", timed=True),
     )
 }
 """The executed chapters in reading order."""

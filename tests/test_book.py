@@ -98,6 +98,8 @@ def book(tmp_path_factory) -> Path:
     (results / "notebooks").mkdir(parents=True)
     (results / "tables").mkdir()
     (results / "tables" / "table3.csv").write_text(TABLE3)
+    (results / "cost").mkdir()
+    (results / "cost" / "memory.csv").write_text("GB,8 H200\nfrozen parameters,12.34\n")
     for name in chapters:
         nbformat.write(executed(f"Chapter {name}", "pocket"),
                        results / "notebooks" / f"{name}.ipynb")
@@ -180,6 +182,15 @@ def test_method_page_has_every_equation(html):
     text = (html / "method.html").read_text()
     numbered = set(re.findall(r'id="equation-(\w+)"', text))
     assert numbered >= {"high", "low", "sequence", "score", "ranking", "regression", "total"}
+
+
+def test_pod_page_shows_what_the_notebook_counted_and_of_the_rest_that_it_was_not_run(html):
+    text = (html / "pod.html").read_text()
+    assert "12.34" in text
+    names = load(ROOT).COUNTED
+    assert text.count("Not run: ") == len(names) - 1
+    source = (ROOT / "notebooks" / "85_count_flops.ipynb").read_text()
+    assert all(rf'folder / \"{name}.csv\"' in source for name in names)
 
 
 def test_second_build_does_nothing(book, html):

@@ -1,9 +1,13 @@
-"""Checkpoints where the disk is full."""
+"""Which checkpoints stay, also where the disk is full."""
 
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
+
+from cpllm import config
+from cpllm.checkpoint import BEST, Checkpoints
 
 SMALL_DISK = ("unshare", "--user", "--map-root-user", "--mount")
 SCRIPT = """
@@ -26,6 +30,15 @@ step, arrays, log = Checkpoints(kept.folder, config.smoke()).restore(like)
 assert log == {"recent": [step]}
 print("restored", step, bool((arrays["x"] == like["x"] + step).all()))
 """
+
+
+def test_the_newest_and_the_best_checkpoints_stay(tmp_path):
+    kept = Checkpoints(tmp_path / "run", config.smoke())
+    assert kept.latest == 0 and config.smoke().train.keep == 2
+    for step, srcc in enumerate((0.1, 0.9, 0.3, 0.2, 0.4), 1):
+        kept.save(step, {"x": jnp.ones(2) * step}, {}, {BEST: srcc}, wait=True)
+    kept.close()
+    assert {p.name for p in kept.folder.iterdir()} == {"2", "4", "5"}
 
 
 def can_mount() -> bool:

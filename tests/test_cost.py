@@ -56,6 +56,7 @@ def test_fsdp_cuts_the_paper_s_parameters():
     alone, eight = (cost.memory(config.paper(), jax.sharding.AbstractMesh((8 // n, n), mesh.AXES))
                     for n in (1, 8))  # fmt: skip
     assert eight["frozen parameters"] / alone["frozen parameters"] == pytest.approx(1 / 8, rel=0.01)
+    assert alone["whole embeddings"] == eight["whole embeddings"] / 2 == 2 * 257_216 * 2048
 
 
 HLO = """HloModule jit_step

@@ -65,6 +65,7 @@ def test_json_holds_each_correlation_with_its_interval(capsys, csv, frame):
         assert found["value"] == pytest.approx(value, rel=1e-6)
         assert found["ci_low"] < found["value"] < found["ci_high"] and found["status"] == "ok"
     assert result["rows"] == result["sources"] == 84  # without --source each row is its own
+    assert result["seeds"] == 1
     assert "SRCC within source" not in result["measures"] and "per_source" not in result
 
 
@@ -91,6 +92,34 @@ def test_levels_give_flip_rates_by_step_codec_and_gap_and_dmos(capsys, csv, fram
     first, *_ = result["per_source"].values()
     assert first["rows"] == 7 and first["FR pairs"] == 6
     assert "reference - variant" in result["conventions"]["dmos"]
+
+
+def test_levels_without_their_reference_are_listed_and_not_in_dmos(capsys, csv, frame):
+    lost = frame[~frame.video.isin(["s3-reference", "s7-reference"])]
+    words = "--source", "film", "--level", "step", "--codec", "kind"
+    result = measures(capsys, csv(lost), *words)
+    assert result["without_reference"] == sorted(
+        frame.video[frame.film.isin(["s3", "s7"]) & frame.step.notna()])
+    assert result["measures"]["DMOS SRCC"]["n_items"] == 60
+    assert "12 rows no reference, so not in DMOS: s3-20-h264, " in run(
+        capsys, csv(lost), *words)[1]
+
+
+def test_the_median_within_source_is_over_sources_that_have_a_correlation(capsys, csv, frame):
+    rng = np.random.default_rng(2)
+    single = pd.DataFrame({"video": [f"v{i}" for i in range(20)], "film": [f"t{i // 2}" for i in
+                           range(20)], "opinion": rng.normal(size=20), "model": 0.0})
+    result = measures(capsys, csv(pd.concat([frame, single])), "--source", "film")
+    within = result["measures"]["SRCC within source"]
+    each = {name: metrics.srcc(rows.opinion, rows.model) for name, rows in frame.groupby("film")}
+    assert within["value"] == pytest.approx(np.median(list(each.values())))
+    assert (within["n_sources"], within["n_items"]) == (12, 84)
+    found = {name: row["SRCC"] for name, row in result["per_source"].items()}
+    assert found == pytest.approx(each) and list(found.values()) == sorted(found.values())
+    frame.loc[frame.film == "s4", "model"] = 3.0  # a constant source: no number, and named first
+    result = measures(capsys, csv(frame), "--source", "film")
+    assert result["measures"]["SRCC within source"]["value"] is None
+    assert next(iter(result["per_source"].items()))[0] == "s4"
 
 
 def test_the_readable_report_names_measures_conventions_and_worst_sources(capsys, csv, frame):
@@ -129,7 +158,18 @@ def test_seeds_are_averaged(capsys, csv, frame):
     result = measures(capsys, csv(pd.concat(runs)), "--source", "film", "--seed", "run")
     assert result["measures"]["SRCC"]["value"] == pytest.approx(
         np.mean([metrics.srcc(f.opinion, f.model) for f in runs]))
-    assert result["measures"]["SRCC"]["n_items"] == 84
+    assert result["measures"]["SRCC"]["n_items"] == 84 and result["seeds"] == 3
+    assert result["per_source"]["s5"]["rows"] == 7
+    assert result["per_source"]["s5"]["SRCC"] == pytest.approx(np.mean(
+        [metrics.srcc(f.opinion, f.model) for f in (g[g.film == "s5"] for g in runs)]))
+    other = csv(frame.assign(model=-frame.opinion), "other.csv")  # one run, no column of seeds
+    for against, value in (other, -1), (csv(pd.concat(runs), "same.csv"), None):
+        found = measures(capsys, csv(pd.concat(runs)), "--source", "film", "--seed", "run",
+                         "--against", against)
+        mine = result["measures"]["SRCC"]["value"]
+        assert found["against"]["measures"]["SRCC"]["value"] == pytest.approx(value or mine)
+        assert found["against"]["differences"]["SRCC"]["value"] == pytest.approx(
+            mine - (value or mine), abs=1e-9)
 
 
 def test_a_constant_model_and_a_single_source_are_stated_and_no_number(capsys, csv, frame):
@@ -142,7 +182,12 @@ def test_a_constant_model_and_a_single_source_are_stated_and_no_number(capsys, c
     short = frame[frame.step.notna()]
     lacking = measures(capsys, csv(short), "--source", "film", "--level", "step", "--codec", "kind")
     assert "DMOS SRCC" not in lacking["measures"]
-    assert "no DMOS without one" in lacking["conventions"]["dmos"]
+    assert len(lacking["without_reference"]) == 72
+    words = "--source", "film", "--level", "step"
+    two = pd.concat([frame[frame.film == "s0"][:2], frame[frame.video == "s0-reference"]])
+    assert not any("DMOS" in name for name in measures(capsys, csv(two), *words)["measures"])
+    three = measures(capsys, csv(frame[:3]))["measures"]["PLCC logistic"]
+    assert three["value"] is None and "no fit" in three["status"]
 
 
 @pytest.mark.parametrize("spoil, words, message", [
@@ -159,7 +204,15 @@ def test_a_constant_model_and_a_single_source_are_stated_and_no_number(capsys, c
     (lambda f: f, ["--level", "step"], "levels are compared within a source"),
     (lambda f: f, ["--level", "step", "--source", "film"],
      "36 levels occur twice in a ladder (first: s0-20-vp9); a column codec"),
-], ids=["column", "id", "blank", "word", "infinite", "duplicates", "few", "no source", "no codec"])
+    (lambda f: pd.concat([f[:2].assign(run=i) for i in range(3)]), ["--seed", "run"],
+     "file.csv: 2 rows; a correlation needs 3 or more"),
+    (lambda f: f.assign(drop=f.opinion.where(f.index != 4)),
+     ["--source", "film", "--level", "step", "--codec", "kind", "--dmos", "drop"],
+     "column drop: 1 of 84 rows are blank or no number (first: s0-30-vp9)"),
+    (lambda f: f, ["--codec", "kind", "--proxy", "opinion"],
+     "codec, proxy: of no use without a level"),
+], ids=["column", "id", "blank", "word", "infinite", "duplicates", "few", "no source", "no codec",
+        "few videos", "blank dmos", "no level"])
 def test_what_cannot_be_judged_is_refused_by_name(capsys, csv, frame, spoil, words, message):
     code, out, err = run(capsys, csv(spoil(frame)), *words)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
@@ -174,11 +227,24 @@ def test_files_that_cannot_be_read_or_matched_are_refused(capsys, csv, frame, tm
     other = csv(frame.assign(video="x" + frame.video), "other.csv")
     code, _, err = run(capsys, csv(frame), "--against", other)
     assert code == 2 and "no video is in both (first: s0-20-h264 and xs0-20-h264)" in err
+    other = frame.assign(video=frame.video.where(frame.index < 2, "x" + frame.video))
+    code, _, err = run(capsys, csv(frame), "--against", csv(other, "other.csv"))
+    assert code == 2 and "common to both: 2 rows; a correlation needs 3" in err
+    twice = csv(pd.concat([frame, frame[:1]]), "other.csv")
+    code, _, err = run(capsys, csv(frame), "--against", twice)
+    assert code == 2 and "other.csv: predictions: 1 of 85 rows with an id" in err
 
 
-def test_judging_imports_no_jax():
-    code = ("import sys, cpllm.evaluation, cpllm.calibrate, cpllm.claims; "
-            "sys.exit('jax' in sys.modules)")
+def test_a_terminal_judges_with_numpy_scipy_and_pandas_alone(csv, frame):
+    code = ("import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split())); "
+            "from cpllm.cli import main; sys.exit(main())")
+    others = "jax flax optax rich matplotlib seaborn yaml av PIL skimage sklearn transformers dask"
+    words = "evaluate", csv(frame), "--prediction", "model", "--mos", "opinion", "--draws", "10"
+    subprocess.run([sys.executable, "-c", code, others, *words], check=True, capture_output=True)
+
+
+def test_score_cards_and_claims_import_no_jax():
+    code = "import sys, cpllm.calibrate, cpllm.claims; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -223,19 +289,29 @@ def test_the_notebooks_run_without_published_predictions_and_say_what_was_not_ru
     shown = play("60_evaluate", monkeypatch, results=str(tmp_path), draws=20,
                  published=str(tmp_path / "none.csv"))
     assert shown["who"] == "a made file" and shown["rows"]["SRCC"]["value"] > 0
+    readings = shown["readings"]
+    assert readings.score.is_monotonic_increasing and readings.word.nunique() > 1
+    assert ((readings.low >= 0) & (readings.high <= 100)).all() and shown["scale"].n_sources == 133
+    assert 0.8 < shown["covered"].value < 1
     assert ("± " in shown["text"] and "at 75%" in shown["text"]) if runs else \
         shown["text"] == "not run"
-    assert ("FR diff=2" in shown["ours"].index) == runs
+    assert ("FR diff=2" in shown["ours"].index) == runs and len(shown["each"]) == 3 * runs
     claimed = play("70_claims", monkeypatch, results=str(tmp_path), draws=20)
     assert (claimed["low"], claimed["high"]) == pytest.approx((0.0284, 0.0339), abs=1e-4)
     assert claimed["rates"].mean() == pytest.approx(0.0497, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["60_evaluate", "70_claims"])
+def test_the_bootstraps_speed_is_told_for_single_and_for_shared_sources(monkeypatch):
+    table = play("84_benchmark_bootstrap", monkeypatch, rows=60, draws=20)["table"]
+    assert (list(table.index), list(table)) == (["3 sources", "60 sources"], ["PLCC", "SRCC"])
+    assert (table > 0).all(axis=None)
+
+
+@pytest.mark.parametrize("name", ["60_evaluate", "70_claims", "84_benchmark_bootstrap"])
 def test_the_notebooks_have_flat_parameters_and_a_sentence_before_each_cell(name):
     all_cells = cells(name)
     (parameters,) = [c for c in all_cells if "parameters" in c.metadata.get("tags", [])]
-    assert parameters.source.startswith('profile = "smoke"\nresults = "../results"')
+    assert parameters.source.startswith('profile = "')
     assert not any("def " in c.source for c in all_cells if c.cell_type == "code")
     for before, cell in pairwise(all_cells):
         assert cell.cell_type != "code" or before.cell_type == "markdown"

@@ -71,9 +71,15 @@ def test_crf_0_is_a_lossless_reference(tmp_path, frames):
     ladder.encode(frames, tmp_path / "a.mp4", 0, 25, preset="ultrafast")
     with av.open(str(tmp_path / "a.mp4")) as container:
         planes = [f.to_ndarray() for f in container.decode(video=0)]
-    matrix = video.default_matrix(*frames.shape[1:3])
-    expected = [ladder._frame(f, matrix, 0).to_ndarray() for f in frames]
-    np.testing.assert_array_equal(planes, expected)
+    np.testing.assert_array_equal(planes, [f.to_ndarray() for f in ladder.planar(frames)])
+
+
+def test_frames_converted_once_give_the_bytes_of_those_converted_for_each_encode(tmp_path, frames):
+    shots = ladder.planar(frames)
+    for name, codec, crf in (("a", "h264", 20), ("b", "vp9", 40), ("c", "h264", 40)):
+        ladder.encode(shots, tmp_path / f"{name}.mp4", crf, 25, codec, "veryfast")
+        ladder.encode(frames, tmp_path / "again.mp4", crf, 25, codec, "veryfast")
+        assert (tmp_path / f"{name}.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
 
 
 def test_odd_sides_are_refused(tmp_path, frames):
@@ -81,11 +87,10 @@ def test_odd_sides_are_refused(tmp_path, frames):
         ladder.encode(frames[:, :, :127], tmp_path / "a.mp4", 31, 25)
 
 
-def test_what_a_failed_encode_wrote_is_quarantined(tmp_path, frames, monkeypatch):
-    convert = ladder._frame
-    monkeypatch.setattr(ladder, "_frame", lambda a, m, i: convert(a, m, i) if i < 5 else 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        ladder.encode(frames, tmp_path / "a.mp4", 31, 25, preset="ultrafast")
+def test_what_a_failed_encode_wrote_is_quarantined(tmp_path, frames):
+    shots = [*ladder.planar(frames)[:5], "no frame"]
+    with pytest.raises(AttributeError):
+        ladder.encode(shots, tmp_path / "a.mp4", 31, 25, preset="ultrafast")
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / "quarantine" / "a.mp4"]
 
 
@@ -117,6 +122,23 @@ def test_manifest_on_disk_is_the_one_returned(built):
     root, table = built
     pd.testing.assert_frame_equal(manifests.read(root / "manifest.csv"), table)
     assert table["sha256"][0] == ladder.frames_sha256(root / f"{table['video'][0]}.mp4")
+
+
+def test_record_says_each_encoders_options(built):
+    root, table = built
+    for scene in table["scene"].unique():
+        told = json.loads((root / f"{scene}.json").read_text())["options"]
+        assert told[f"{scene}@crf40"] == {"crf": "40", "preset": TINY.data.preset}
+        assert told.keys() == set(table["video"][table["scene"] == scene])
+
+
+def test_encoder_is_told_what_is_recorded(tmp_path, frames):
+    """x264 writes its options into the stream, as do the other encoders in part."""
+    ladder.encode(frames, tmp_path / "a.mp4", 33, 25, preset="faster")
+    assert b"subme=4" in (tmp_path / "a.mp4").read_bytes()
+    assert ladder.options("h264", 33, "faster") == {"crf": "33", "preset": "faster"}
+    assert ladder.options("hevc", 33, "faster")["preset"] == "superfast"
+    assert "preset" not in ladder.options("vp9", 33, "faster")
 
 
 def test_second_build_makes_nothing(built, monkeypatch):
@@ -252,6 +274,17 @@ def test_uploads_of_every_set_are_as_declared():
 
 def test_processes_make_the_same_as_one(built, tmp_path):
     pd.testing.assert_frame_equal(build(tmp_path, workers=2), built[1])
+
+
+def test_a_cluster_at_an_address_makes_the_same(built, tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, memory_limit=0,
+                      dashboard_address=None) as here:
+        table = ladder.build(TINY, tmp_path, progress=False, committed=Path("none"),
+                             scheduler=here.scheduler_address)
+        assert "try" in here.scheduler.task_prefixes  # of `_try`: its worker did it
+    pd.testing.assert_frame_equal(table, built[1])
 
 
 BUILD = "from pathlib import Path; from tests.test_ladder import build; build(Path({root!r}))"

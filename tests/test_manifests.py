@@ -210,6 +210,22 @@ def test_bad_files_are_named_and_leave_the_rest_intact(capsys, root):
         f"ia-batch1_clip{i}" for i in (0, 4, 5)}
 
 
+def test_three_bad_files_among_a_thousand_are_named_and_no_other(tmp_path, mp4):
+    names = [f"clip{i}.mp4" for i in range(1000)]
+    for name in names:
+        (tmp_path / name).hardlink_to(mp4)
+    (tmp_path / "lsvq_train.txt").write_text("".join(f"{n}, -1, -1, 50\n" for n in names))
+    (tmp_path / "clip7.mp4").rename(tmp_path / "renamed.mp4")
+    for name, content in (("clip77.mp4", b""), ("clip777.mp4", mp4.read_bytes()[:-300])):
+        (tmp_path / name).unlink()
+        (tmp_path / name).write_bytes(content)
+    table, _, bad = datasets.build("lsvq", tmp_path, [tmp_path / "lsvq_train.txt"], progress=False)
+    assert [*bad] == ["clip7.mp4", "clip77.mp4", "clip777.mp4"]
+    assert bad["clip7.mp4"] == "missing" and "empty" in bad["clip77.mp4"]
+    assert "truncated" in bad["clip777.mp4"]
+    assert table["path"].tolist() == [name for name in names if name not in bad]
+
+
 def test_a_clip_that_was_exchanged_is_noticed_by_its_size(capsys, root):
     run(capsys, "build", root)
     (root / "ia-batch1" / "clip0.mp4").open("ab").write(b"\0" * 8)

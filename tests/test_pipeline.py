@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from scipy import ndimage
 
-from cpllm import baselines, calibrate, config, pipeline, records, report
+from cpllm import baselines, calibrate, config, pipeline, records, report, sweep
 from cpllm.data import ladder, manifests, text
 from cpllm.infer import Scorer
 from cpllm.model.cpllm import CPLLM
@@ -103,6 +103,41 @@ def test_the_first_seed_of_the_default_is_a_chapter_and_the_packages_weights(pla
     pipeline._ship("smoke", {"default-s0"})
     assert default.read_text() == "w"
     assert (place / "results" / "smoke" / "notebooks" / "20_train.ipynb").read_text() == "{}"
+
+
+TIMED = ["80_benchmark_towers", "81_benchmark_encodes", "82_benchmark_batches",
+         "83_benchmark_step", "84_benchmark_bootstrap", "85_count_flops"]
+
+
+def test_reproduce_leaves_benchmarks_alone():
+    steps = {step.name for step in pipeline.steps("smoke", fresh=True)}
+    assert "28_table1" in steps and not steps & set(TIMED)
+
+
+def test_benchmark_runs_what_is_timed_and_no_other(place, monkeypatch):
+    ran = []
+    monkeypatch.setattr(sweep, "run_notebook", lambda *job: ran.append(job))
+    pipeline.benchmark("smoke", ["encodes"])
+    home = place / "results" / "smoke" / "notebooks"
+    assert ran == [(sweep.ROOT / "notebooks" / f"{TIMED[1]}.ipynb", home / f"{TIMED[1]}.ipynb",
+                    {"profile": "smoke"})]
+    pipeline.benchmark("smoke")
+    assert [source.stem for source, *_ in ran[1:]] == TIMED
+    with pytest.raises(ValueError, match=r"towers, encodes, .*; got 'encoders'"):
+        pipeline.benchmark("smoke", ["encoders"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "parameters", "shown"), [
+    ("81_benchmark_encodes", {"clips": 1, "repeats": 1, "crfs": "20 50"}, "hevc"),
+    ("82_benchmark_batches", {"clips": 4, "steps": 3}, "of which it waits")])
+def test_benchmarks_run_small(place, ffmpeg, name, parameters, shown):
+    ladder.build(config.preset("smoke"), place / "data" / "smoke", ("train",), workers=1)
+    given = {"profile": "smoke", **parameters}
+    if name.endswith("batches"):
+        given["data"] = str(place / "data")
+    sweep.run_notebook(sweep.ROOT / "notebooks" / f"{name}.ipynb", place / "out.ipynb", given)
+    assert shown in (place / "out.ipynb").read_text()
 
 
 @pytest.mark.slow

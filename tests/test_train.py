@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -168,6 +169,23 @@ def test_a_cosine_schedule_warms_up_and_ends_at_zero():
         sizes.append(abs(float(updates["x"][0])))
     assert sizes[0] == 0
     assert sizes[-1] == pytest.approx(cfg.learning_rate, rel=1e-3)
+
+
+def test_accumulated_batches_make_the_update_of_their_mean_gradient():
+    grads = [{"x": jnp.array([g])} for g in (1.0, -3.0, 2.0, 2.5)]
+    means = [{"x": (grads[i]["x"] + grads[i + 1]["x"]) / 2} for i in (0, 2)]
+    ends = []
+    for cfg, given in ((config.replace(CFG, accumulate=2, warmup=0), grads),
+                       (config.replace(CFG, steps=3, warmup=0), means)):
+        tx, params, seen = train.optimizer(cfg.train), {"x": jnp.ones(1)}, []
+        state = tx.init(params)
+        for g in given:
+            updates, state = tx.update(g, state, params)
+            params = {"x": params["x"] + updates["x"]}
+            seen.append(float(params["x"][0]))
+        ends.append(seen)
+    assert ends[0][0] == 1.0 and ends[0][1] == ends[0][2] != 1.0
+    assert ends[0][1::2] == pytest.approx(ends[1])
 
 
 def test_a_warm_up_as_long_as_the_training_is_refused():

@@ -24,6 +24,8 @@ BOOK = ROOT / "book"
 CHAPTERS = BOOK / "chapters"
 STAMP = BOOK / "_build" / ".built"
 NOT_RUN = "not run"
+COUNTED = ("flops", "memory", "exchange", "time")
+"""What notebook 85_count_flops writes under results/<profile>/cost, for the page on pods."""
 
 
 def main(profile: str) -> int:
@@ -36,6 +38,8 @@ def main(profile: str) -> int:
         stage(name, profile)
     (CHAPTERS / "_results.md").write_text(results_table(profile))
     (CHAPTERS / "_execution.md").write_text(execution_table(profile))
+    for name in COUNTED:
+        (CHAPTERS / f"_cost_{name}.md").write_text(cost_table(name, profile))
     index = BOOK / "_build" / "html" / "index.html"
     digest = sources_hash()
     if index.exists() and STAMP.exists() and STAMP.read_text() == digest:
@@ -77,8 +81,9 @@ def stage(name: str, profile: str) -> None:
     path = executed(name, profile)
     if not path.exists():
         title = with_profile(title_of(ROOT / "notebooks" / f"{name}.ipynb", name), profile)
+        target = "benchmark" if NOTEBOOKS[name].timed else "reproduce"
         (CHAPTERS / f"{name}.md").write_text(
-            f"# {title}\n\nNot run. `make reproduce PROFILE={profile}` executes "
+            f"# {title}\n\nNot run. `make {target} PROFILE={profile}` executes "
             f"`notebooks/{name}.ipynb` and puts its results here.\n")
         return
     notebook = read(path)
@@ -168,6 +173,16 @@ def counted(rows: list[dict[str, str]], column: str, word: str) -> str:
         return ""
     span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     return f"{span} {word}{'' if span == '1' else 's'}"
+
+
+def cost_table(name: str, profile: str) -> str:
+    """One of the `COUNTED` tables; "not run" where it has not been counted."""
+    path = ROOT / "results" / profile / "cost" / f"{name}.csv"
+    if not path.exists():
+        return f"Not run: `notebooks/85_count_flops.ipynb` writes `{path.relative_to(ROOT)}`.\n"
+    with path.open(newline="") as stream:
+        head, *rows = csv.reader(stream)
+    return table(head, rows)
 
 
 def execution_table(profile: str) -> str:

@@ -139,7 +139,8 @@ class PairBatches:
 
     def _frame(self, i: int, at: int) -> np.ndarray:
         """uint8[1,H,W,3], read where it is used. Files are opened anew: systems allow about a
-        thousand open ones."""
+        thousand open ones.
+        """
         return np.load(self.stored[i], mmap_mode="r")[at : at + 1]
 
     def _view(self, i: int, at: int) -> np.ndarray:

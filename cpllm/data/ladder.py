@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -67,38 +68,43 @@ RENDERERS = [_syntax(Path(m.__file__).read_text("utf-8")) for m in (scenes, fami
 """Of the code that draws, as imported: what other code drew is made again."""
 
 
+UNWATCHED = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s",
+             "distributed.admin.system-monitor.interval": "5s"}
+"""For dask: its looking at itself, for a dashboard that nobody opens, costs a seventh of a core."""
+
+
 class BuildError(RuntimeError):
     """One line: how many scenes could not be made, which first, and why."""
 
 
-def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h264",
-           preset: str = "medium") -> None:
+def encode(frames: np.ndarray | list[av.VideoFrame], path: Path, crf: int, fps: float,
+           codec: str = "h264", preset: str = "medium") -> None:
     """Encode uint8[N, H, W, 3] as 8-bit 4:2:0; even sides. The same input gives the same bytes.
 
+    What is encoded several times can come as `planar` made it, which costs a quarter of an encode.
     One thread, because x264's output depends on their number. The file gets its name when whole;
     what a failed encode wrote goes to `quarantine` beside it. `preset` is x264's; the other
     encoders' options are in ENCODERS.
     """
-    n, height, width = frames.shape[:3]
+    shots = frames if isinstance(frames, list) else planar(frames)
+    width, height = shots[0].width, shots[0].height
     if height % 2 or width % 2:
         raise ValueError(f"{path}: 4:2:0 needs even sides, came {width}x{height}")
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    name, options = ENCODERS[codec]
-    options = {"crf": str(crf), "preset": preset} | options
-    if codec == "vp9":
-        del options["preset"]
+    name, given = ENCODERS[codec][0], options(codec, crf, preset)
     try:
         with _usual_priority(), av.open(
                 part, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream(name, rate=rate, options=options)
+            stream = container.add_stream(name, rate=rate, options=given)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             context = stream.codec_context
             context.thread_count, context.time_base = 1, 1 / rate
-            matrix = video.default_matrix(height, width)
-            context.color_range, context.colorspace = ColorRange.MPEG, TAGS[matrix]
-            for i in range(n):
-                container.mux(stream.encode(_frame(frames[i], matrix, i)))
+            context.color_range = ColorRange.MPEG
+            context.colorspace = TAGS[video.default_matrix(height, width)]
+            for i, shot in enumerate(shots):
+                shot.pts, shot.time_base = i, context.time_base
+                container.mux(stream.encode(shot))
             container.mux(stream.encode(None))
         part.replace(path)
     except Exception:
@@ -106,6 +112,25 @@ def encode(frames: np.ndarray, path: Path, crf: int, fps: float, codec: str = "h
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def planar(frames: np.ndarray) -> list[av.VideoFrame]:
+    """uint8[N, H, W, 3] RGB to limited-range yuv420p, with the same bits on every machine."""
+    matrix = video.default_matrix(*frames.shape[1:3])
+    return [av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
+        format="yuv420p", src_colorspace=matrix, dst_colorspace=matrix,
+        src_color_range=ColorRange.JPEG, dst_color_range=ColorRange.MPEG,
+        interpolation=video.EXACT, threads=1) for frame in frames]
+
+
+def options(codec: str, crf: int, preset: str) -> dict[str, str]:
+    """What an encoder is told beside one thread; `preset` is x264's.
+
+    >>> options("h264", 31, "medium"), options("vp9", 40, "medium")["cpu-used"]
+    ({'crf': '31', 'preset': 'medium'}, '5')
+    """
+    own = {"preset": preset} if codec == "h264" else {}
+    return {"crf": str(crf)} | own | ENCODERS[codec][1]
 
 
 @contextlib.contextmanager
@@ -159,7 +184,10 @@ def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: 
         console.print(f"{n:,} clips of {len(waiting):,} scenes to make, "
                       f"{len(chosen) - len(waiting):,} scenes are there", highlight=False)
     shutil.rmtree(root / "quarantine", ignore_errors=True)
+    begun = time.monotonic()
     rows |= _each(make, waiting, config.data, root, known, progress, workers, scheduler)
+    if progress and waiting:
+        console.print(f"made in {(time.monotonic() - begun) / 60:.1f} minutes", highlight=False)
     table = pd.DataFrame([row for scene in chosen for row in rows[scene.name]])
     manifests.write(table, root / "manifest.csv")
     if changed := differing(table, known):
@@ -343,15 +371,15 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
     """
     record = root / f"{scene.name}.json"
     record.unlink(missing_ok=True)
-    rows, film, failed = clips(scene, data), {-1: scenes.render(scene)}, {}
+    rows, pristine, shots, failed = clips(scene, data), scenes.render(scene), {}, {}
     for row in rows:
         path, take = root / f"{row['video']}.mp4", row.pop("take")
         try:
-            if take not in film:
-                film[take] = distort.apply(row["distortion"], row["strength"], film[-1],
-                                           _seed(scene, take))
+            if take not in shots:
+                shots[take] = planar(pristine if take < 0 else distort.apply(
+                    row["distortion"], row["strength"], pristine, _seed(scene, take)))
             path.unlink(missing_ok=True)
-            encode(film[take], path, row["crf"], scene.fps, row["codec"], data.preset)
+            encode(shots[take], path, row["crf"], scene.fps, row["codec"], data.preset)
             row |= {"bytes": path.stat().st_size, "file": _file_sha256(path)}
             same = row["video"] in known.index and known.at[row["video"], "file"] == row["file"]
             row["sha256"] = known.at[row["video"], "sha256"] if same else frames_sha256(path)
@@ -360,10 +388,11 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
             failed[row["video"]] = f"{type(error).__name__}: {error}"
     if failed:
         raise BuildError("; ".join(f"{video}: {error}" for video, error in failed.items()))
-    _label(rows, film[-1], scene, data, root, known)
+    _label(rows, pristine, scene, data, root, known)
     files = {row["video"]: row["file"] for row in rows}
     part = record.with_suffix(f".{os.getpid()}.part")
-    held = {"recipe": _recipe(scene, data), "files": files, "rows": rows}
+    told = {row["video"]: options(row["codec"], row["crf"], data.preset) for row in rows}
+    held = {"recipe": _recipe(scene, data), "files": files, "options": told, "rows": rows}
     part.write_text(json.dumps(held, indent=1))
     part.replace(record)
     return rows
@@ -422,9 +451,11 @@ def spread(jobs, workers, scheduler, listen=None) -> Iterator[tuple]:
     if workers <= 1 and scheduler is None:
         yield from ((job[1], _try(*job)) for job in jobs)
         return
+    import dask
     from distributed import Client, LocalCluster, as_completed
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set(UNWATCHED))
         here = scheduler or stack.enter_context(LocalCluster(
             n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0"))
         client = stack.enter_context(Client(here))
@@ -440,16 +471,6 @@ def _try(work, *job) -> list[dict] | Exception:
         return work(*job)
     except Exception as error:  # reported with its scene when the others are done
         return error
-
-
-def _frame(array: np.ndarray, matrix: Colorspace, pts: int) -> av.VideoFrame:
-    """RGB to limited-range yuv420p, with the same bits on every machine."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-    frame = frame.reformat(format="yuv420p", src_colorspace=matrix, dst_colorspace=matrix,
-                           src_color_range=ColorRange.JPEG, dst_color_range=ColorRange.MPEG,
-                           interpolation=video.EXACT, threads=1)
-    frame.pts = pts
-    return frame
 
 
 def _seed(scene: scenes.Scene, i: int) -> int:
