@@ -174,8 +174,8 @@ def forget(run_id: str, profile: str, root: Path) -> None:
     """Remove what says that a run is done, and its checkpoints, so that it is trained anew."""
     data, folder = root / "data" / profile, records.run_folder(root / "results", profile, run_id)
     shutil.rmtree(records.checkpoints(data, run_id), ignore_errors=True)
-    for made in (folder / "predictions.csv", data / "weights" / f"{run_id}.safetensors",
-                 folder / "metrics.json", folder / "provenance.json"):
+    for made in (folder / "predictions.csv", folder / "answers.csv", folder / "metrics.json",
+                 folder / "provenance.json", data / "weights" / f"{run_id}.safetensors"):
         made.unlink(missing_ok=True)
 
 

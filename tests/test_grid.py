@@ -186,16 +186,18 @@ def test_failures_keep_their_traceback_and_are_listed_after_the_others(checkout,
             if grid.status(r, "smoke", checkout, None) == "not run"] == ["bad-s0"]
 
 
-def test_a_run_trained_anew_forgets_its_predictions_and_weights(checkout):
+def test_a_run_trained_anew_forgets_its_predictions_answers_and_weights(checkout):
     save_grid(checkout, TWO)
     runs = grid.read("g", "smoke", checkout)
     folder = record(checkout, "a-s0", config.replace(runs[0].cfg, steps=21))
-    (folder / "predictions.csv").write_text("video,prediction\n")
+    said = [folder / "predictions.csv", folder / "answers.csv"]
+    for path in said:
+        path.write_text("video,prediction\n")
     weights = checkout / "data" / "smoke" / "weights" / "a-s0.safetensors"
     weights.parent.mkdir()
     weights.touch()
     assert grid.execute(runs[:1], "smoke", checkout, workers=1) == {}
-    assert not (folder / "predictions.csv").exists() and not weights.exists()
+    assert not any(path.exists() for path in (*said, weights))
 
 
 def test_an_interrupted_run_goes_on_only_from_its_own_code_and_data(checkout, monkeypatch):
