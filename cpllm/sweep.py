@@ -67,7 +67,8 @@ class Step:
 
 
 DATA = ("cpllm/config.py", "cpllm/data/scenes.py", "cpllm/data/families.py", "cpllm/data/ladder.py")
-RUNS = ("results/{profile}/runs/*/config.json", "results/{profile}/runs/*/predictions.csv",
+RUNS = (*(f"results/{{profile}}/runs/*/{name}"
+          for name in ("config.json", "predictions.csv", "answers.csv")),
         "results/{profile}/videos.csv", "results/{profile}/outside/*.csv")
 TABLE = (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py", "cpllm/exhibits.py")
 
