@@ -46,7 +46,7 @@ $(LOCKED): requirements.lock
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "Installing the locked packages into .venv (about 3 minutes, 1.6 GB, once)"
-	@$(pip) --require-hashes -r requirements.lock
+	@$(pip) --no-deps --require-hashes -r requirements.lock
 	@touch $@
 
 $(READY): $(LOCKED) pyproject.toml
