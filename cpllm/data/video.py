@@ -3,7 +3,8 @@
 Shapes: N frames of a clip, M key frames, K patches of side P, H×W pixels.
 
 What is read from a file is its decoded pixels, and the tags without which they mean
-nothing: display matrix, colour matrix and range. Bitrate, quantisers, names and sizes are not.
+nothing: display matrix, colour matrix, range, and of HDR transfer and primaries. Bitrate,
+quantisers, names and sizes are not.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image
+
+from cpllm.data import hdr
 
 MATRICES = {1: Colorspace.ITU709, 4: Colorspace.FCC, 5: Colorspace.ITU601, 6: Colorspace.ITU601,
             7: Colorspace.SMPTE240M, 9: Colorspace.BT2020, 10: Colorspace.BT2020}
 """ITU-T H.273 matrix code → swscale's name."""
+
+CURVES = {ColorTrc.SMPTE2084: hdr.pq, ColorTrc.ARIB_STD_B67: hdr.hlg}
+"""The transfer characteristics (ITU-T H.273) that mark a frame as HDR."""
 
 EXACT = (Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
          | Interpolation.FULL_CHR_H_INT)
@@ -96,12 +102,21 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     """A decoded frame as displayed: uint8[H, W, 3], rotated and mirrored as its matrix says.
 
     Colour matrix and range are the frame's tags. Untagged: limited range, and BT.709 from 720
-    lines up, BT.601 below, as players do and as `ladder.encode` writes.
+    lines up, BT.601 below, as players do and as `ladder.encode` writes. PQ and HLG are mapped to
+    SDR by `hdr.to_sdr`.
     """
-    matrix = MATRICES.get(frame.colorspace, default_matrix(frame.height, frame.width))
-    array = _unsited(frame).to_ndarray(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix,
-                             dst_color_range=ColorRange.JPEG, interpolation=EXACT, threads=1)
+    if curve := CURVES.get(frame.color_trc):
+        yuv = _converted(frame, "yuv444p16le", Colorspace.BT2020, ColorRange.MPEG)
+        array = hdr.to_sdr(yuv, curve, frame.color_primaries == ColorPrimaries.BT2020)
+    else:
+        matrix = MATRICES.get(frame.colorspace, default_matrix(frame.height, frame.width))
+        array = _converted(frame, "rgb24", matrix, ColorRange.JPEG)
     return np.ascontiguousarray(_orient(array, frame))
+
+
+def _converted(frame: av.VideoFrame, kind: str, matrix: Colorspace, span: ColorRange) -> np.ndarray:
+    return _unsited(frame).to_ndarray(format=kind, src_colorspace=matrix, dst_colorspace=matrix,
+                                      dst_color_range=span, interpolation=EXACT, threads=1)
 
 
 def default_matrix(height: int, width: int) -> Colorspace:
