@@ -140,6 +140,57 @@ def test_memory_is_that_of_the_key_frames(tmp_path, monkeypatch):
     assert len(converted) == 4
 
 
+SPARSE = ["-g", "12", "-keyint_min", "12", "-sc_threshold", "0", "-bf", "3"]
+SOUGHT = {  # name → encoder's options, and whether starts are sure
+    "closed.mp4": (["-c:v", "libx264", *SPARSE], True),
+    "closed.ts": (["-c:v", "libx264", *SPARSE], False),  # seeks elsewhere than asked
+    "closed.mkv": (["-c:v", "libx265", "-x265-params",
+                    "keyint=12:min-keyint=12:open-gop=0:log-level=none"], True),
+    "open.mp4": (["-c:v", "libx264", *SPARSE, "-x264-params", "open-gop=1"], False),
+    "open.mkv": (["-c:v", "libx265", "-x265-params",
+                  "keyint=12:min-keyint=12:open-gop=1:log-level=none"], False),
+    "refresh.mp4": (["-c:v", "libx264", *SPARSE, "-x264-params", "intra-refresh=1"], False),
+    "other.webm": (["-c:v", "libvpx-vp9", "-g", "12", "-deadline", "realtime"], False),
+}
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    """120 frames without loss, each unlike all others."""
+    from conftest import made_frames
+
+    path = tmp_path_factory.mktemp("long") / "long.mkv"
+    ladder.encode(made_frames(120, 48, 64), path, crf=0, fps=25)
+    return path
+
+
+@pytest.mark.parametrize("name", SOUGHT)
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_sought_frames_are_those_of_the_whole_decode(ffmpeg, long_clip, tmp_path, monkeypatch,
+                                                     name, m):
+    options, sure = SOUGHT[name]
+    run(ffmpeg, "-i", long_clip, "-pix_fmt", "yuv420p", *options, tmp_path / name)
+    everything = video.all_frames(tmp_path / name)
+    decoded, plain = [], video._frames
+    monkeypatch.setattr(
+        video, "_frames", lambda *a: (decoded.append(f) or f for f in plain(*a)))
+    seen = video.sample(tmp_path / name, m)
+    np.testing.assert_array_equal(seen.frames, everything[video.key_indices(120, m)])
+    assert (len(decoded) < 60) if sure else (len(decoded) >= 120)
+    assert seen.count == 120
+
+
+def test_a_sample_says_when_its_frames_are_shown(mp4):
+    seen = video.sample(mp4, 3)
+    assert seen.times == (2 / 25, 6 / 25, 10 / 25) and (seen.count, seen.hdr) == (12, False)
+
+
+def test_hdr_is_told_by_its_transfer(ffmpeg, mp4, tmp_path):
+    for name, told in (("smpte2084", True), ("arib-std-b67", True), ("bt709", False)):
+        run(ffmpeg, "-i", mp4, "-c:v", "libx264", "-color_trc", name, tmp_path / f"{name}.mp4")
+        assert video.sample(tmp_path / f"{name}.mp4", 1).hdr == told
+
+
 def test_probe_tells_what_a_viewer_sees(mp4):
     assert video.probe(mp4) == video.Probe(128, 96, 12, 25.0, 0, "h264", "yuv420p")
 

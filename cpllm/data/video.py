@@ -14,7 +14,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -56,6 +58,15 @@ class Probe:
     pix_fmt: str
 
 
+class Sample(NamedTuple):
+    """What is looked at of a clip."""
+
+    frames: np.ndarray  # uint8[M, H, W, 3] RGB, as displayed
+    times: tuple[float, ...]  # seconds of each from the clip's beginning, at its mean frame rate
+    count: int  # of the clip's frames
+    hdr: bool  # by its tag: PQ or HLG
+
+
 def key_indices(n: int, m: int) -> list[int]:
     """Indices of M uniformly spaced key frames: the middle frame of each M-th of the clip.
 
@@ -69,16 +80,27 @@ def key_indices(n: int, m: int) -> list[int]:
 
 
 def key_frames(path: str | Path, m: int, threads: int = 0) -> np.ndarray:
-    """The M uniformly spaced key frames of a clip, as displayed: uint8[M, H, W, 3] RGB.
+    """The M uniformly spaced key frames of a clip, as displayed: uint8[M, H, W, 3] RGB."""
+    return sample(path, m, threads).frames
 
-    The whole clip is decoded, M frames of it are held. Which frames are chosen depends on the
-    number of decoded frames alone. `threads` of the decoder: 0 is one per core.
+
+def sample(path: str | Path, m: int, threads: int = 0) -> Sample:
+    """A clip's key frames, with what their choice depends on.
+
+    M frames are held. The whole clip is decoded unless less than half of it is enough, and sure to
+    give the same frames: see `_sought`; what is skipped may then be damaged. Which frames are
+    chosen depends on the number of frames alone. `threads` of the decoder: 0 is one per core.
     """
-    guess = _count_packets(path)
-    frames, n = _collect(path, key_indices(guess, m), threads)
-    if n != guess:  # hidden or undecodable packets: choose again by what was decoded
-        frames, n = _collect(path, key_indices(n, m), threads)
-    return frames
+    index = _index(path)
+    n, chosen = index.count, key_indices(index.count, m)
+    found = _sought(path, index, chosen, threads)
+    if found is None:
+        found, n = _collect(path, chosen, threads)
+    if n != index.count:  # hidden or undecodable packets: choose again by what was decoded
+        chosen = key_indices(n, m)
+        found, n = _collect(path, chosen, threads)
+    frames = _stack(path, [found[i] for i in chosen if i in found])
+    return Sample(frames, tuple(i / index.fps for i in chosen), n, index.hdr)
 
 
 def all_frames(path: str | Path, threads: int = 0) -> np.ndarray:
@@ -94,7 +116,7 @@ def probe(path: str | Path) -> Probe:
             raise VideoError(f"{path}: expected video frames, none could be decoded")
         height, width = _orient(np.empty((first.height, first.width)), first).shape
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-    return Probe(width, height, _count_packets(path), rate, first.rotation,
+    return Probe(width, height, _index(path).count, rate, first.rotation,
                  stream.codec_context.name, first.format.name)
 
 
@@ -202,13 +224,41 @@ def _resample(frames: np.ndarray, height: int, width: int) -> np.ndarray:
                      for f in frames])
 
 
-def _collect(path: str | Path, indices: list[int], threads: int) -> tuple[np.ndarray, int]:
-    """The frames at sorted `indices` (repeats allowed) and the number of decoded frames."""
+def _collect(
+    path: str | Path, indices: list[int], threads: int
+) -> tuple[dict[int, np.ndarray], int]:
+    """The frames at `indices`, by them, and the number of decoded frames."""
     wanted, kept, n = set(indices), {}, 0
     for n, frame in enumerate(_decode(path, threads), 1):
         if n - 1 in wanted:
             kept[n - 1] = to_rgb(frame)
-    return _stack(path, [kept[i] for i in indices if i in kept]), n
+    return kept, n
+
+
+def _sought(
+    path: str | Path, index: _Index, indices: list[int], threads: int
+) -> dict[int, np.ndarray] | None:
+    """The frames at `indices`, decoded from the clean starts before them on.
+
+    None where that saves less than half of the clip, or where what is decoded isn't, frame after
+    frame, what the index says.
+    """
+    begins = {i: max((s for s in index.starts if s <= i), default=0) for i in set(indices)}
+    runs = {s: list(group) for s, group in groupby(sorted(begins), begins.get)}
+    if not index.starts or 2 * sum(run[-1] - s + 1 for s, run in runs.items()) > index.count:
+        return None
+    kept = {}
+    with _open(path, threads) as (container, stream):
+        for start, run in runs.items():
+            container.seek(index.pts[start], stream=stream)
+            shown = _frames(path, stream)
+            for at in range(start, run[-1] + 1):
+                frame = next(shown, None)
+                if frame is None or frame.pts != index.pts[at]:
+                    return None
+                if at in begins:
+                    kept[at] = to_rgb(frame)
+    return kept
 
 
 def _stack(path: str | Path, frames: list[np.ndarray]) -> np.ndarray:
@@ -236,19 +286,56 @@ def _frames(path: str | Path, stream: av.VideoStream) -> Iterator[av.VideoFrame]
                          f"({error.strerror})") from error
 
 
-def _count_packets(path: str | Path) -> int:
-    """Packets that show a frame; VideoError where the index promises more than the file holds."""
+class _Index(NamedTuple):
+    """What a clip's packets say of its frames."""
+
+    count: int
+    pts: list[int]  # in the order of display; none where they don't tell it
+    starts: list[int]  # positions from which on nothing before is needed; none where that is unsure
+    fps: float
+    hdr: bool
+
+
+def _index(path: str | Path) -> _Index:
+    """Reads every packet; VideoError where the file's index promises more than it holds."""
     with _open(path, threads=1) as (container, stream):
-        sizes, shown, damaged = 0, 0, False
+        context, sizes, damaged, pts, clean = stream.codec_context, 0, False, [], set()
         for packet in container.demux(stream):
             if packet.size:
                 sizes, damaged = sizes + 1, packet.is_corrupt
-                shown += not packet.is_discard
-        promised = len(stream.index_entries)
+                if not packet.is_discard:
+                    pts.append(packet.pts)
+                    clean |= {packet.pts} if _refreshes(packet, context) else set()
+        promised, fps = len(stream.index_entries), stream.average_rate or stream.guessed_rate or 25
+        hdr = context.color_trc in (16, 18)  # ITU-T H.273
     if damaged or sizes < promised:
         raise VideoError(f"{path}: truncated: expected {max(promised, sizes)} frames, "
                          f"the file holds {sizes - damaged}")
-    return shown
+    told = sizes == len(set(pts)) and None not in pts
+    order = sorted(pts) if told else []
+    starts = [i for i, at in enumerate(order) if at in clean]
+    return _Index(len(pts), order, starts, float(fps), hdr)
+
+
+def _refreshes(packet: av.Packet, context: av.VideoCodecContext) -> bool:
+    """Whether a packet holds an IDR picture of H.264 or H.265, which no later one looks past.
+
+    Other key frames may be such, but open groups of pictures and gradual refreshes have them too.
+    """
+    kinds = {"h264": (4, 0, 31, range(1, 6), {5}), "hevc": (21, 1, 63, range(32), {19, 20})}
+    if not packet.is_keyframe or context.name not in kinds:
+        return False
+    at, shift, mask, pictures, refreshing = kinds[context.name]
+    data, extra, place, units = bytes(packet), context.extradata or b"", 0, []
+    if extra[:1] == b"\1":  # ISO/IEC 14496-15: lengths stand before the units
+        size = (extra[at] & 3) + 1
+        while place + size < len(data):
+            units.append(data[place + size])
+            place += size + int.from_bytes(data[place:place + size], "big")
+    else:  # Annex B: start codes do
+        units = [part[0] for part in data.split(b"\0\0\1")[1:] if part]
+    found = [kind for unit in units if (kind := unit >> shift & mask) in pictures]
+    return bool(found) and set(found) <= refreshing
 
 
 @contextmanager
