@@ -187,7 +187,8 @@ def test_a_sample_says_when_its_frames_are_shown(mp4):
 
 def test_hdr_is_told_by_its_transfer(ffmpeg, mp4, tmp_path):
     for name, told in (("smpte2084", True), ("arib-std-b67", True), ("bt709", False)):
-        run(ffmpeg, "-i", mp4, "-c:v", "libx264", "-color_trc", name, tmp_path / f"{name}.mp4")
+        run(ffmpeg, "-i", mp4, "-vf", f"setparams=color_trc={name}", "-c:v", "libx264",
+            tmp_path / f"{name}.mp4")
         assert video.sample(tmp_path / f"{name}.mp4", 1).hdr == told
 
 

@@ -307,7 +307,7 @@ def _index(path: str | Path) -> _Index:
                     pts.append(packet.pts)
                     clean |= {packet.pts} if _refreshes(packet, context) else set()
         promised, fps = len(stream.index_entries), stream.average_rate or stream.guessed_rate or 25
-        hdr = context.color_trc in (16, 18)  # ITU-T H.273
+        hdr = context.color_trc in CURVES
     if damaged or sizes < promised:
         raise VideoError(f"{path}: truncated: expected {max(promised, sizes)} frames, "
                          f"the file holds {sizes - damaged}")
