@@ -15,13 +15,23 @@ from numpy.typing import NDArray
 from cpllm import metrics
 
 NUMBERS = ("prediction", "mos", "crf", "proxy", "dmos")
-DMOS = ("SRCC", "PLCC linear", "PLCC logistic")
+_CURVE = {"curve": True}
+MEASURES: dict[str, tuple] = {
+    "SRCC": (metrics.pooled_srcc, metrics.srcc, {}),
+    "KRCC": (metrics.pooled_krcc, metrics.krcc, {}),
+    "PLCC linear": (metrics.pooled_plcc, metrics.plcc, {}),
+    "PLCC logistic": (metrics.pooled_plcc, metrics.plcc, _CURVE),
+    "RMSE": (metrics.pooled_rmse, metrics.rmse, {}),
+    "RMSE logistic": (metrics.pooled_rmse, metrics.rmse, _CURVE),
+}
+"""Name → over all rows together, of one source's rows, and whether after the logistic curve."""
 FEWEST = 3  # rows: a correlation of two is 1 or -1, whatever they hold
 CONVENTIONS = {
     "interval": "95%, cluster bootstrap: whole sources are drawn",
     "mos": "higher is better; SRCC, KRCC (tau-b), PLCC over all rows together; RMSE in its units",
     "within source": f"median over the sources that have {FEWEST} rows or more",
-    "logistic": "4 parameters, from (max, min, mean, std/4), fitted once to all rows",
+    "logistic": "4 parameters, from (max, min, mean, std/4), fitted once to all rows, also for "
+                "what is then measured within source",
     "dmos": "reference - variant on both sides, so a good model correlates positively; reference: "
             "the one row of a ladder without a level; rows of ladders without one are left out",
     "level": "a higher level never looks better; FR: pairs of one ladder that the prediction "
@@ -72,21 +82,25 @@ def read(path: Path | str, video: str = "video", **columns: str | None) -> pd.Da
 
 def measure(frame: pd.DataFrame, draws: int = 2000) -> dict[str, Sample]:
     """Every measure that the frame's columns and rows allow, by name."""
-    jobs = {"SRCC": metrics.pooled_srcc, "KRCC": metrics.pooled_krcc,
-            "PLCC linear": metrics.pooled_plcc,
-            "PLCC logistic": partial(metrics.pooled_plcc, curve=True),
-            "RMSE": metrics.pooled_rmse, "RMSE logistic": partial(metrics.pooled_rmse, curve=True)}
-    cells = [(name, frame, partial(job, truth="mos"), len(frame)) for name, job in jobs.items()]
-    if len(several := _several(frame)):
-        cells.append(("SRCC within source", several, partial(metrics.within_srcc, truth="mos"),
-                      len(several)))
+    cells = _agreement(frame)
     if "crf" in frame:
         rows = metrics.differential(frame, "mos")
-        cells += [(f"DMOS {name}", rows, partial(jobs[name], truth="mos"), len(rows))
-                  for name in DMOS if rows.video.nunique() >= FEWEST]
+        if rows.video.nunique() >= FEWEST:
+            cells += [(f"DMOS {name}", *cell) for name, *cell in _agreement(rows)]
         cells += _flip_cells(frame)
     return {name: (metrics.replicates(rows, job, draws), rows.source.nunique(),
                    items // _seeds(frame)) for name, rows, job, items in cells}
+
+
+def _agreement(frame: pd.DataFrame) -> list[tuple]:
+    """(measure, rows, Statistic, rows) of each of `MEASURES`: pooled, and within source."""
+    several = _several(frame)
+    pooled = [(name, frame, partial(job, truth="mos", **curve), len(frame))
+              for name, (job, _, curve) in MEASURES.items()]
+    within = [(f"{name} within source", several,
+               partial(metrics.within_source, truth="mos", of=of, **curve), len(several))
+              for name, (_, of, curve) in MEASURES.items()]
+    return pooled + within if len(several) else pooled
 
 
 def _flip_cells(frame: pd.DataFrame) -> list[tuple]:

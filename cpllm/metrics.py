@@ -12,6 +12,7 @@ The paper defines none for the latter, and its .082 (LSVQ-1080p) is neither the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -25,6 +26,8 @@ Statistic = Callable[[pd.DataFrame, NDArray], NDArray]
 """(frame of one seed, counts int[draws, sources]) -> float[draws]. Column j counts how often the
 j-th of the sorted sources occurs in the resample; all ones is the sample itself."""
 
+Measure = Callable[[NDArray, NDArray], float]
+"""(truth float[n], prediction float[n]) -> number, as `srcc`."""
 
 STRATA = {"gap below 2": (-np.inf, 2), "gap 2 to 6": (2, 6), "gap from 6": (6, np.inf)}
 """FR-proxy gaps of a pair, [low, high) points of 0–100, that flip rates are told apart by."""
@@ -102,10 +105,12 @@ def fit_logistic(truth: ArrayLike, prediction: ArrayLike) -> NDArray:
     mean, std = prediction.mean(), prediction.std()
     x = (prediction - mean) / std  # the same curve, well conditioned
     start = [truth.max(), truth.min(), 0.0, 0.25]
-    try:
-        beta, _ = optimize.curve_fit(logistic, x, truth, start, maxfev=20000)
-    except RuntimeError:
-        return np.full(4, np.nan)
+    with warnings.catch_warnings():  # of the covariance, which nothing uses
+        warnings.simplefilter("ignore", optimize.OptimizeWarning)
+        try:
+            beta, _ = optimize.curve_fit(logistic, x, truth, start, maxfev=20000)
+        except RuntimeError:
+            return np.full(4, np.nan)
     return np.array([*beta[:2], mean + std * beta[2], std * beta[3]])
 
 
@@ -245,9 +250,10 @@ def pooled_plcc(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy",
     x, y = _sides(frame, truth, curve)
     vary, x, y = np.ptp(x) * np.ptp(y) > 0, x - x.mean(), y - y.mean()
     n, sx, sy, sxx, syy, sxy = sums(frame, counts, x ** 0, x, y, x * x, y * y, x * y)
-    with np.errstate(invalid="ignore"):
-        value = (sxy - sx * sy / n) / np.sqrt((sxx - sx * sx / n) * (syy - sy * sy / n))
-    return np.where(vary, value, np.nan)
+    spread = [ss - s * s / n for s, ss in ((sx, sxx), (sy, syy))]
+    vary &= (spread[0] > 1e-12 * sxx) & (spread[1] > 1e-12 * syy)  # more than rounding leaves
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(vary, (sxy - sx * sy / n) / np.sqrt(spread[0] * spread[1]), np.nan)
 
 
 def pooled_rmse(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy",
@@ -258,12 +264,17 @@ def pooled_rmse(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy",
     return np.sqrt(square / n)
 
 
-def within_srcc(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy") -> NDArray:
-    """Median over sources of the SRCC among one source's rows, as a Statistic.
+def within_source(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy", of: Measure = srcc,
+                  curve: bool = False) -> NDArray:
+    """Median over sources of `of` (`srcc`, `krcc`, `plcc`, `rmse`) among one source's rows.
 
-    NaN everywhere if one source has constant predictions or truth: dropping it would flatter.
+    A Statistic. With `curve` after `fit_logistic`, fitted to all rows together as in `pooled_plcc`:
+    four numbers for each source would fit its few rows whatever they hold. NaN everywhere if one
+    source has no value, its predictions or truth being constant: dropping it would flatter.
     """
-    each = np.array([srcc(rows[truth], rows.prediction) for _, rows in frame.groupby("source")])
+    x, y = _sides(frame, truth, curve)
+    sources = frame.groupby("source").indices.values()
+    each = np.array([of(x[i], y[i]) if np.isfinite(y[i]).all() else np.nan for i in sources])
     if np.isnan(each).any():
         return np.full(len(counts), np.nan)
     order = np.argsort(each)

@@ -9,7 +9,6 @@ been run prints "not run".
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from pandas.io.formats.style import Styler
-from scipy.optimize import OptimizeWarning
 
 from cpllm import config, metrics, records
 
@@ -29,6 +27,14 @@ STRICT = tuple(f"FR diff={d}" for d in DIFFS)
 TIES = tuple(f"FR diff={d} ties" for d in DIFFS)
 HALF = tuple(f"FR diff={d} half" for d in DIFFS)
 SRCC = ("SRCC pooled", "SRCC within source")
+AGREEMENT = {
+    SRCC[0]: metrics.pooled_srcc, SRCC[1]: metrics.within_source,
+    "KRCC pooled": metrics.pooled_krcc,
+    "KRCC within source": partial(metrics.within_source, of=metrics.krcc),
+    "PLCC pooled": metrics.pooled_plcc,
+    "PLCC within source": partial(metrics.within_source, of=metrics.plcc),
+}
+"""With the FR-proxy, linear; within source: the median source's."""
 RUNS = {"CP-LLM": "cpllm", "Mix": "cpllm", "Frozen": "cpllm", "FastVQA": "fast-vqa",
         "Q-Align": "q-align", "Gemini 2.0": "answers"}
 """Paper's row → run (`results/<profile>/runs/<name>-s<seed>`); other rows in lower-case letters.
@@ -44,7 +50,7 @@ COUNTS = dict.fromkeys(("n_sources", "n_items", "seeds"), "Int64")  # absent for
 
 
 def table3(profile: str, results: Path | str = "results", draws: int = 2000) -> pd.DataFrame:
-    """Table 3: flip rate by CRF difference on the TEST split, and SRCC with the FR-proxy.
+    """Table 3: flip rate by CRF difference on the TEST split, and `AGREEMENT` with the FR-proxy.
 
     Tidy rows in `COLUMNS`; `FR diff=2` counts strict flips, `… ties` equal predictions, `… half`
     flips + ties / 2 (the paper does not say which it counts). The paper's rows have the status
@@ -239,7 +245,7 @@ def _summary(profile: str, results: Path | str, split: str, draws: int) -> pd.Da
             continue
         frame = of_ladders(runs[runs.system == system], split)
         jobs = _jobs3(frame) if len(frame) else [(name, frame, None, 0) for name in
-                                                 (*STRICT, *TIES, *HALF, *SRCC)]
+                                                 (*STRICT, *TIES, *HALF, *AGREEMENT)]
         rows += measure(system, jobs, status(system, runs, frame, profile, results, split), draws)
     return pd.DataFrame(rows, columns=COLUMNS).astype(COUNTS)
 
@@ -285,8 +291,7 @@ def status(system: str, runs: pd.DataFrame, frame: pd.DataFrame, profile: str,
 
 def _jobs3(frame: pd.DataFrame) -> list[tuple]:
     """(metric, rows, Statistic, items) of Table 3."""
-    jobs = [(SRCC[0], frame, metrics.pooled_srcc, len(frame)),
-            (SRCC[1], frame, metrics.within_srcc, len(frame))]
+    jobs = [(name, frame, statistic, len(frame)) for name, statistic in AGREEMENT.items()]
     for diff, *names in zip(DIFFS, STRICT, TIES, HALF, strict=True):
         pairs = metrics.flip_rate(frame, diff).pairs
         jobs += [(name, frame, partial(metrics.flips, diff=diff, kind=kind), pairs)
@@ -318,10 +323,8 @@ def replicates(frame: pd.DataFrame, statistic: metrics.Statistic, draws: int) ->
     held = frame[[c for c in ("video", "seed", "proxy", "prediction") if c in frame]]
     key = statistic, draws, pd.util.hash_pandas_object(held, index=False).to_numpy().tobytes()
     if key not in _kept:
-        with warnings.catch_warnings():  # of a logistic fit's covariance, which nothing uses
-            warnings.simplefilter("ignore", OptimizeWarning)
-            _kept[key] = np.stack([metrics.replicates(rows, statistic, draws)
-                                   for _, rows in frame.groupby("seed")])
+        _kept[key] = np.stack([metrics.replicates(rows, statistic, draws)
+                               for _, rows in frame.groupby("seed")])
     return _kept[key]
 
 

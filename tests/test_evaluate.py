@@ -66,7 +66,8 @@ def test_json_holds_each_correlation_with_its_interval(capsys, csv, frame):
         assert found["ci_low"] < found["value"] < found["ci_high"] and found["status"] == "ok"
     assert result["rows"] == result["sources"] == 84  # without --source each row is its own
     assert result["seeds"] == 1
-    assert "SRCC within source" not in result["measures"] and "per_source" not in result
+    assert "per_source" not in result
+    assert not any("within source" in name for name in result["measures"])
 
 
 def test_levels_give_flip_rates_by_step_codec_and_gap_and_dmos(capsys, csv, frame):
@@ -85,10 +86,14 @@ def test_levels_give_flip_rates_by_step_codec_and_gap_and_dmos(capsys, csv, fram
     assert sum(found[f"FR {name}"][1] for name in metrics.STRATA) == 72
     reference = known[known.crf.isna()].set_index("source")
     levels = known[known.crf.notna()]
-    gap = {side: levels.source.map(reference[side]) - levels[side]
-           for side in ("proxy", "prediction")}
+    gap = pd.DataFrame({side: levels.source.map(reference[side]) - levels[side]
+                        for side in ("proxy", "prediction")})
     assert found["DMOS SRCC"] == pytest.approx(
         (stats.spearmanr(gap["proxy"], gap["prediction"]).statistic, 72))
+    assert found["DMOS KRCC"][0] == pytest.approx(
+        stats.kendalltau(gap["proxy"], gap["prediction"]).statistic)
+    assert found["DMOS RMSE within source"] == pytest.approx((np.median(
+        [metrics.rmse(g.proxy, g.prediction) for _, g in gap.groupby(levels.source)]), 72))
     first, *_ = result["per_source"].values()
     assert first["rows"] == 7 and first["FR pairs"] == 6
     assert "reference - variant" in result["conventions"]["dmos"]
@@ -114,6 +119,14 @@ def test_the_median_within_source_is_over_sources_that_have_a_correlation(capsys
     each = {name: metrics.srcc(rows.opinion, rows.model) for name, rows in frame.groupby("film")}
     assert within["value"] == pytest.approx(np.median(list(each.values())))
     assert (within["n_sources"], within["n_items"]) == (12, 84)
+    curve = metrics.logistic(frame.model, *metrics.fit_logistic(frame.opinion, frame.model))
+    for name, oracle, y in (("KRCC", stats.kendalltau, frame.model),
+                            ("PLCC linear", stats.pearsonr, frame.model),
+                            ("PLCC logistic", stats.pearsonr, curve)):
+        loop = [oracle(rows.opinion, y[rows.index])[0] for _, rows in frame.groupby("film")]
+        found = result["measures"][f"{name} within source"]
+        assert found["value"] == pytest.approx(np.median(loop), rel=1e-6)
+        assert found["ci_low"] < found["value"] < found["ci_high"]
     found = {name: row["SRCC"] for name, row in result["per_source"].items()}
     assert found == pytest.approx(each) and list(found.values()) == sorted(found.values())
     frame.loc[frame.film == "s4", "model"] = 3.0  # a constant source: no number, and named first

@@ -246,7 +246,7 @@ def test_dmos_is_reference_minus_variant_on_both_sides():
 # Statistics on weighted sources
 
 @pytest.mark.parametrize("name", ["pooled", "kendall", "linear", "curve", "rmse", "rmse curve",
-                                  "within", "strict", "half"])
+                                  "strict", "half"])
 def test_weighted_statistics_equal_those_of_the_repeated_rows(name):
     rng = np.random.default_rng(3)
     frame = ladders(np.round(noisy(rng, 6, scale=(1, 9))), sources=list("aabcdd"))
@@ -258,8 +258,6 @@ def test_weighted_statistics_equal_those_of_the_repeated_rows(name):
                  + str(k), video=lambda f, k=k: f.video + str(k))
                  for s, n in zip("abcd", row, strict=True) for k in range(n)]
         rows = pd.concat(parts)
-        each = [stats.spearmanr(g.proxy, g.prediction).statistic
-                for _, g in rows.groupby("source")]
         flip = metrics.flip_rate(rows, 2)
         curve = metrics.logistic(rows.prediction, *beta)
         return {"pooled": stats.spearmanr(rows.proxy, rows.prediction).statistic,
@@ -268,10 +266,10 @@ def test_weighted_statistics_equal_those_of_the_repeated_rows(name):
                 "curve": stats.pearsonr(rows.proxy, curve).statistic,
                 "rmse": metrics.rmse(rows.proxy, rows.prediction),
                 "rmse curve": metrics.rmse(rows.proxy, curve),
-                "within": np.median(each), "strict": flip.strict, "half": flip.half}[name]
+                "strict": flip.strict, "half": flip.half}[name]
 
     beta = metrics.fit_logistic(frame.proxy, frame.prediction)  # fitted once, to the sample
-    statistic = {"pooled": metrics.pooled_srcc, "within": metrics.within_srcc,
+    statistic = {"pooled": metrics.pooled_srcc,
                  "kendall": metrics.pooled_krcc, "linear": metrics.pooled_plcc,
                  "curve": partial(metrics.pooled_plcc, curve=True), "rmse": metrics.pooled_rmse,
                  "rmse curve": partial(metrics.pooled_rmse, curve=True)}.get(
@@ -280,17 +278,42 @@ def test_weighted_statistics_equal_those_of_the_repeated_rows(name):
                                rtol=1e-6)
 
 
+@pytest.mark.parametrize("of, oracle, curve", [
+    (metrics.srcc, lambda x, y: stats.spearmanr(x, y).statistic, False),
+    (metrics.krcc, lambda x, y: stats.kendalltau(x, y).statistic, False),
+    (metrics.plcc, lambda x, y: stats.pearsonr(x, y).statistic, False),
+    (metrics.plcc, lambda x, y: stats.pearsonr(x, y).statistic, True),
+    (metrics.rmse, lambda x, y: np.sqrt(((x - y) ** 2).mean()), False),
+], ids=["srcc", "krcc", "plcc", "plcc after the curve", "rmse"])
+def test_the_median_within_source_is_that_of_a_plain_loop_over_the_drawn_sources(
+        of, oracle, curve):
+    rng = np.random.default_rng(3)
+    frame = ladders(np.round(noisy(rng, 6, scale=(1, 9))), sources=list("dabacd"))
+    frame["proxy"] = np.round(frame.proxy + rng.normal(size=len(frame)))
+    counts = np.array([[1, 1, 1, 1], [0, 3, 1, 0], [2, 0, 0, 2], [0, 2, 1, 1]])
+    beta = metrics.fit_logistic(frame.proxy, frame.prediction)  # once, to all rows
+    y = metrics.logistic(frame.prediction, *beta) if curve else frame.prediction
+    each = [oracle(frame.proxy[frame.source == s], y[frame.source == s]) for s in "abcd"]
+    np.testing.assert_allclose(metrics.within_source(frame, counts, of=of, curve=curve),
+                               [np.median(np.repeat(each, row)) for row in counts])
+    assert len({round(v, 6) for v in each}) == 4  # else the median could be anyone's
+
+
 def test_within_source_srcc_can_be_perfect_where_pooled_is_not():
     frame = ladders([[3, 2, 1], [30, 20, 10], [300, 200, 100]])
     ones = np.ones((1, 3), int)
-    assert metrics.within_srcc(frame, ones) == [1]
+    assert metrics.within_source(frame, ones) == [1]
     assert metrics.pooled_srcc(frame, ones)[0] < 0.5
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_constant_source_makes_srcc_nan_and_never_a_number():
     frame = ladders([[3, 2, 1], [5, 5, 5]])
-    assert np.isnan(metrics.bootstrap(frame, metrics.within_srcc, 20)[:3]).all()
+    for of, curve in (metrics.srcc, False), (metrics.krcc, False), (metrics.plcc, True):
+        within = partial(metrics.within_source, of=of, curve=curve)
+        assert np.isnan(metrics.bootstrap(frame, within, 20)[:3]).all()
+        one = ladders([[3, 2]], crfs=CRFS[:2])  # too few rows for a fit
+        assert np.isnan(metrics.within_source(one, np.ones((1, 1), int), curve=True)).all()
     constant = frame.assign(prediction=5.0)
     assert np.isnan(metrics.bootstrap(constant, metrics.pooled_srcc, 20)[:3]).all()
 
@@ -426,6 +449,16 @@ def test_seeds_are_averaged_inside_each_draw():
 def test_fewer_than_two_sources_have_a_value_but_no_interval():
     found = metrics.bootstrap(ladders([[3, 1, 2]]), partial(metrics.flips, diff=2), 50)
     assert found.value == 0.5 and np.isnan([found.low, found.high]).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_draw_in_which_a_side_is_constant_leaves_the_interval_nan():
+    frame = ladders([[0.1], [0.7], [0.2]]).assign(proxy=[0.3, 0.1, 0.7])
+    counts = np.array([[1, 1, 1], [3, 0, 0], [0, 3, 0], [1, 2, 0]])
+    for statistic in metrics.pooled_plcc, metrics.pooled_srcc, metrics.pooled_krcc:
+        found = statistic(frame, counts)
+        assert np.isnan(found[1:3]).all() and found[3] == pytest.approx(-1)
+        assert np.isnan(metrics.bootstrap(frame, statistic, 50)[1:3]).all()
 
 
 def test_a_draw_without_any_pair_leaves_the_interval_nan():
