@@ -453,11 +453,11 @@ def test_fewer_than_two_sources_have_a_value_but_no_interval():
 
 @pytest.mark.filterwarnings("error")
 def test_a_draw_in_which_a_side_is_constant_leaves_the_interval_nan():
-    frame = ladders([[0.1], [0.7], [0.2]]).assign(proxy=[0.3, 0.1, 0.7])
-    counts = np.array([[1, 1, 1], [3, 0, 0], [0, 3, 0], [1, 2, 0]])
+    frame = ladders([[0.1], [-0.1], [0.6]]).assign(proxy=[0.1, -0.5, 0.4])
+    counts = np.array([[1, 1, 1], [3, 0, 0], [0, 3, 0], [0, 0, 3], [1, 2, 0]])
     for statistic in metrics.pooled_plcc, metrics.pooled_srcc, metrics.pooled_krcc:
         found = statistic(frame, counts)
-        assert np.isnan(found[1:3]).all() and found[3] == pytest.approx(-1)
+        assert np.isnan(found[1:4]).all() and found[4] == pytest.approx(1)
         assert np.isnan(metrics.bootstrap(frame, statistic, 50)[1:3]).all()
 
 
