@@ -61,9 +61,14 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("files", nargs=2, metavar=("A", "B"))
     describe = verb("describe", describe_file, "Describe content, style and technical quality.")
     describe.add_argument("files", nargs=1, metavar="FILE")
-    for sub in (compare, describe):
+    heat = verb("heatmap", map_file, "Show where in a frame the low-level encoder sees damage.")
+    heat.add_argument("files", nargs=1, metavar="FILE")
+    heat.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the frame and its map")
+    heat.add_argument("--stride", type=int, metavar="PIXELS",
+                      help="between places (default: a quarter of a patch)")
+    for sub in (compare, describe, heat):
         sub.add_argument("--format", choices=("text", "json"), default="text")
-    for sub in (score, compare, describe):
+    for sub in (score, compare, describe, heat):
         sub.add_argument("--weights", type=Path, help="weights file (default: the committed model)")
     data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
     data.add_argument("--check", action="store_true",
@@ -221,6 +226,21 @@ def describe_file(args: argparse.Namespace) -> None:
     if args.format == "json":
         return _json(dataclasses.asdict(result))
     print(f"{result.text}\n(score {result.score.score:.1f}, {result.score.word})")
+
+
+def map_file(args: argparse.Namespace) -> None:
+    """The middle key frame's score, its quality by place at its ends, and the picture if asked."""
+    found = _load(args).heatmap(args.files[0], args.stride)
+    (top, left, low), high = found.lowest(), float(found.quality.max())
+    if args.plot:
+        found.draw().savefig(args.plot)
+    if args.format == "json":
+        return _json({"path": found.path, "score": found.score, "size": found.quality.shape,
+                      "lowest": {"top": top, "left": left, "quality": low}, "highest": high,
+                      "quality": found.blocks().round(2).tolist()})
+    height, width = found.quality.shape
+    print(f"{found.score:6.1f}  {found.path}, middle key frame at {width}x{height}\n"
+          f"{low:6.1f}  lowest, at x {left}, y {top}\n{high:6.1f}  highest")
 
 
 def build_data(args: argparse.Namespace) -> int:

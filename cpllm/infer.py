@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -114,6 +115,11 @@ class Scorer:
         inputs = self.inputs(path)
         words = self._answer([inputs, inputs], text.DESCRIBE, temperature, seed)
         return Description(_result(path, self.frame_scores(inputs)), words)
+
+    def heatmap(self, path: str | Path, stride: int | None = None):
+        """Where the low-level encoder sees damage in the middle key frame: `damage.Heatmap`."""
+        # By name: what draws maps is no part of the code that a run's hash is taken of.
+        return import_module("cpllm.damage").heatmap(path, self, stride)
 
     def _answer(
         self, both: list[Batch], prompt: str, temperature: float = 0.0, seed: int = 0
