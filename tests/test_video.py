@@ -135,7 +135,7 @@ def test_trimmed_clip_counts_only_what_is_shown(ffmpeg, mp4, tmp_path):
 def test_memory_is_that_of_the_key_frames(tmp_path, monkeypatch):
     ladder.encode(np.zeros((200, 32, 32, 3), np.uint8), tmp_path / "long.mp4", crf=51, fps=25)
     converted, to_rgb = [], video.to_rgb
-    monkeypatch.setattr(video, "to_rgb", lambda frame: converted.append(frame) or to_rgb(frame))
+    monkeypatch.setattr(video, "to_rgb", lambda *a: converted.append(a) or to_rgb(*a))
     video.key_frames(tmp_path / "long.mp4", 4)
     assert len(converted) == 4
 

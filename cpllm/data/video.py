@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -37,8 +38,14 @@ EXACT = (Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BIT
 """Chroma is interpolated bilinearly, with the same bits on every machine. Without FULL_CHR_H_INT
 swscale takes a short cut that darkens every pixel by 1 to 2 levels."""
 
-REFUSED = {"tty", "hls", "dash", "concat"}
+REFUSED = {"tty", "bin", "xbin", "adf", "idf", "hls", "dash", "concat"}
 """Demuxers that turn text into pictures or follow it to other files."""
+
+MAX_PIXELS = 2**26
+"""Of a frame as displayed: 8192×8192, twice 8K. A file of kilobytes can ask for any number."""
+
+PATIENCE = 20.0
+"""Seconds to look for the next packet: endless zeros hold none."""
 
 
 class VideoError(ValueError):
@@ -105,7 +112,8 @@ def sample(path: str | Path, m: int, threads: int = 0) -> Sample:
 
 def all_frames(path: str | Path, threads: int = 0) -> np.ndarray:
     """Every frame of a clip: uint8[N, H, W, 3] RGB. For short clips; memory grows with N."""
-    return _stack(path, [to_rgb(frame) for frame in _decode(path, threads)])
+    with _open(path, threads) as (_, stream):
+        return _stack(path, [_shown(path, stream, frame) for frame in _frames(path, stream)])
 
 
 def probe(path: str | Path) -> Probe:
@@ -114,14 +122,17 @@ def probe(path: str | Path) -> Probe:
         first = next(_frames(path, stream), None)
         if first is None:
             raise VideoError(f"{path}: expected video frames, none could be decoded")
-        height, width = _orient(np.empty((first.height, first.width)), first).shape
+        size = _squared(first.height, first.width, stream.sample_aspect_ratio)
+        height, width = _orient(np.empty(size, bool), first).shape
         rate = float(stream.average_rate or stream.guessed_rate or 0)
     return Probe(width, height, _index(path).count, rate, first.rotation,
                  stream.codec_context.name, first.format.name)
 
 
-def to_rgb(frame: av.VideoFrame) -> np.ndarray:
+def to_rgb(frame: av.VideoFrame, aspect: Fraction | None = None) -> np.ndarray:
     """A decoded frame as displayed: uint8[H, W, 3], rotated and mirrored as its matrix says.
+
+    aspect: width / height of its pixels; others than square ones are stretched to be square.
 
     Colour matrix and range are the frame's tags. Untagged: limited range, and BT.709 from 720
     lines up, BT.601 below, as players do and as `ladder.encode` writes. PQ and HLG are mapped to
@@ -133,6 +144,8 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     else:
         matrix = MATRICES.get(frame.colorspace, default_matrix(frame.height, frame.width))
         array = _converted(frame, "rgb24", matrix, ColorRange.JPEG)
+    if (size := _squared(*array.shape[:2], aspect)) != array.shape[:2]:
+        array = _resample(array[None], *size)[0]
     return np.ascontiguousarray(_orient(array, frame))
 
 
@@ -224,14 +237,21 @@ def _resample(frames: np.ndarray, height: int, width: int) -> np.ndarray:
                      for f in frames])
 
 
+def _squared(height: int, width: int, aspect: Fraction | None) -> tuple[int, int]:
+    """The size with square pixels. Enlarged, as players do, so that no pixel is lost."""
+    aspect = aspect or 1
+    return round(height / min(aspect, 1)), round(width * max(aspect, 1))
+
+
 def _collect(
     path: str | Path, indices: list[int], threads: int
 ) -> tuple[dict[int, np.ndarray], int]:
     """The frames at `indices`, by them, and the number of decoded frames."""
     wanted, kept, n = set(indices), {}, 0
-    for n, frame in enumerate(_decode(path, threads), 1):
-        if n - 1 in wanted:
-            kept[n - 1] = to_rgb(frame)
+    with _open(path, threads) as (_, stream):
+        for n, frame in enumerate(_frames(path, stream), 1):
+            if n - 1 in wanted:
+                kept[n - 1] = _shown(path, stream, frame)
     return kept, n
 
 
@@ -257,33 +277,54 @@ def _sought(
                 if frame is None or frame.pts != index.pts[at]:
                     return None
                 if at in begins:
-                    kept[at] = to_rgb(frame)
+                    kept[at] = _shown(path, stream, frame)
     return kept
 
 
 def _stack(path: str | Path, frames: list[np.ndarray]) -> np.ndarray:
-    sizes = sorted({f"{f.shape[1]}x{f.shape[0]}" for f in frames})
-    if len(sizes) > 1:
-        raise VideoError(f"{path}: expected frames of one size, the clip changes between "
-                         f"{' and '.join(sizes)}")
     if not frames:
         raise VideoError(f"{path}: expected video frames, none could be decoded")
+    _check_sizes(path, {f.shape[1::-1] for f in frames})
     return np.stack(frames)
 
 
-def _decode(path: str | Path, threads: int) -> Iterator[av.VideoFrame]:
-    with _open(path, threads) as (_, stream):
-        yield from _frames(path, stream)
+def _shown(path: str | Path, stream: av.VideoStream, frame: av.VideoFrame) -> np.ndarray:
+    try:
+        return to_rgb(frame, stream.sample_aspect_ratio)
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"{path}: expected frames that can be shown as RGB, came "
+                         f"{frame.format.name} ({error})") from error
 
 
 def _frames(path: str | Path, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    n = 0
+    n, sizes = 0, set()
     try:
-        for n, frame in enumerate(stream.container.decode(stream), 1):  # noqa: B007
+        for frame in stream.container.decode(stream):
+            sizes.add((frame.width, frame.height))
+            _check_sizes(path, sizes)
+            height, width = _squared(frame.height, frame.width, stream.sample_aspect_ratio)
+            if height * width > MAX_PIXELS:
+                raise VideoError(f"{path}: expected frames of at most {MAX_PIXELS:,} pixels, came "
+                                 f"{width}x{height} as displayed")
+            n += 1
             yield frame
     except av.FFmpegError as error:
-        raise VideoError(f"{path}: expected a decodable video, frame {n} is damaged "
-                         f"({error.strerror})") from error
+        size = f", or larger than {MAX_PIXELS:,} pixels" * isinstance(error, av.ArgumentError)
+        raise VideoError(f"{path}: expected a decodable video, frame {n} is damaged{size} "
+                         f"({_reason(error)})") from error
+
+
+def _check_sizes(path: str | Path, sizes: set[tuple[int, int]]) -> None:
+    if len(sizes) > 1:
+        named = " and ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        raise VideoError(f"{path}: expected frames of one size, the clip changes between {named}")
+
+
+def _reason(error: Exception) -> str:
+    """What FFmpeg says; of our own interruption what it is."""
+    if isinstance(error, av.ExitError | av.BlockingIOError):
+        return f"no more of it was found in {PATIENCE:g} s"
+    return getattr(error, "strerror", None) or str(error)
 
 
 class _Index(NamedTuple):
@@ -300,12 +341,16 @@ def _index(path: str | Path) -> _Index:
     """Reads every packet; VideoError where the file's index promises more than it holds."""
     with _open(path, threads=1) as (container, stream):
         context, sizes, damaged, pts, clean = stream.codec_context, 0, False, [], set()
-        for packet in container.demux(stream):
-            if packet.size:
-                sizes, damaged = sizes + 1, packet.is_corrupt
-                if not packet.is_discard:
-                    pts.append(packet.pts)
-                    clean |= {packet.pts} if _refreshes(packet, context) else set()
+        try:
+            for packet in container.demux(stream):
+                if packet.size:
+                    sizes, damaged = sizes + 1, packet.is_corrupt
+                    if not packet.is_discard:
+                        pts.append(packet.pts)
+                        clean |= {packet.pts} if _refreshes(packet, context) else set()
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: expected a whole video, it is damaged after frame {sizes} "
+                             f"({_reason(error)})") from error
         promised, fps = len(stream.index_entries), stream.average_rate or stream.guessed_rate or 25
         hdr = context.color_trc in CURVES
     if damaged or sizes < promised:
@@ -327,7 +372,7 @@ def _refreshes(packet: av.Packet, context: av.VideoCodecContext) -> bool:
         return False
     at, shift, mask, pictures, refreshing = kinds[context.name]
     data, extra, place, units = bytes(packet), context.extradata or b"", 0, []
-    if extra[:1] == b"\1":  # ISO/IEC 14496-15: lengths stand before the units
+    if extra[:1] == b"\1" and len(extra) > at:  # ISO/IEC 14496-15: lengths stand before the units
         size = (extra[at] & 3) + 1
         while place + size < len(data):
             units.append(data[place + size])
@@ -343,12 +388,13 @@ def _open(path: str | Path, threads: int) -> Iterator[tuple]:
     """A container and its main video stream: the default one, else the first; no cover art."""
     _check_file(path)
     # "file:" keeps a name such as "concat:a|b" or "-" from being taken for a protocol.
-    options = {"protocol_whitelist": "file"}
+    options = {"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
     try:
-        container = av.open(f"file:{os.fspath(path)}", options=options, metadata_errors="replace")
+        container = av.open(f"file:{os.fspath(path)}", options=options, timeout=PATIENCE,
+                            metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"{path}: expected a video, came a file that is damaged, truncated or of "
-                         f"an unknown format ({getattr(error, 'strerror', error)})") from error
+                         f"an unknown format ({_reason(error)})") from error
     with container:
         if container.format.name in REFUSED:
             raise VideoError(f"{path}: expected a video, came {container.format.long_name}")
@@ -362,6 +408,7 @@ def _open(path: str | Path, threads: int) -> Iterator[tuple]:
         if stream.codec_context is None:
             raise VideoError(f"{path}: expected a known video codec; this one has no decoder")
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
+        stream.codec_context.options = {"max_pixels": options["max_pixels"]}
         yield container, stream
 
 
