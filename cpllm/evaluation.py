@@ -26,8 +26,10 @@ MEASURES: dict[str, tuple] = {
 }
 """Name → over all rows together, of one source's rows, and whether after the logistic curve."""
 FEWEST = 3  # rows: a correlation of two is 1 or -1, whatever they hold
+FEWEST_DRAWS = 40
 CONVENTIONS = {
-    "interval": "95%, cluster bootstrap: whole sources are drawn",
+    "interval": "95%, cluster bootstrap: whole sources are drawn; without a column of sources each "
+                "row is its own",
     "mos": "higher is better; SRCC, KRCC (tau-b), PLCC over all rows together; RMSE in its units",
     "within source": f"median over the sources that have {FEWEST} rows or more",
     "logistic": "4 parameters, from (max, min, mean, std/4), fitted once to all rows, also for "
@@ -38,6 +40,9 @@ CONVENTIONS = {
              "orders wrongly (strict), finds equal (ties), or strict + ties / 2 (half); all pairs: "
              "every two levels of a ladder",
 }
+_ABOUT = {"within source": "within source", "dmos": "DMOS", "level": "FR"}
+"""Conventions that only some measures need."""
+
 Sample = tuple[NDArray, int, int]
 """A measure of one model: `metrics.replicates`, sources, and rows or pairs of a seed."""
 
@@ -131,7 +136,10 @@ def table(samples: dict[str, Sample], against: dict[str, Sample] | None = None) 
                  metrics.estimate(values, n))
         status = ("undefined: a constant side, no pairs or no fit" if np.isnan(found.value) else
                   "ok" if np.isfinite(found.low) else
-                  "no interval: one source" if n < 2 else "no interval: undefined in some draws")
+                  "no interval: one source" if n < 2 else
+                  f"no interval: over {metrics.MOST_SOURCES:,} sources"
+                  if "KRCC" in name and n > metrics.MOST_SOURCES else
+                  "no interval: undefined in some draws")
         rows[name] = {"value": found.value, "ci_low": found.low, "ci_high": found.high,
                       **({"p": found.p} if against else {}),
                       "n_sources": n, "n_items": items, "status": status}
@@ -164,6 +172,9 @@ def evaluate(path: Path | str, against: Path | str | None = None,
     as are those with a level whose ladder has no reference. The other model may have several seeds,
     in a column of the same name, or one.
     """
+    if draws < FEWEST_DRAWS:
+        raise ValueError(f"draws: expected {FEWEST_DRAWS} or more, a tail being 2.5% of them; "
+                         f"got {draws}")
     frame = read(path, **columns)
     result = {"file": str(path), "prediction": columns["prediction"], "mos": columns["mos"]}
     if against:
@@ -192,18 +203,25 @@ def evaluate(path: Path | str, against: Path | str | None = None,
 
 def show(result: dict) -> None:
     """The readable report of what `evaluate` returned."""
-    title = "{file}: {prediction} against {mos}, {rows:,} rows, {sources:,} sources, {seeds} seed"
-    _print(title.format(**result) + "s" * (result["seeds"] > 1), result["measures"])
+    rows, sources, seeds = (_plural(result[name], name) for name in ("rows", "sources", "seeds"))
+    _print("{file}: {prediction} against {mos}".format(**result) + f", {rows}, {sources}, {seeds}",
+           result["measures"])
     if worst := dict(list(result.get("per_source", {}).items())[:3]):
         _print("Sources with the lowest SRCC, or none", worst)
     _list("no reference, so not in DMOS", result.get("without_reference"))
     if against := result.get("against"):
         _list("unmatched, only in file", against["only_in_file"])
         _list("unmatched, only in against", against["only_in_against"])
-        _print("{file}: {prediction}, same rows".format(**against), against["measures"])
+        _print("{file}: {prediction}, same rows and truth".format(**against), against["measures"])
         _print("First minus second model, paired", against["differences"])
+    measured = " ".join(result["measures"])
     for name, text in result["conventions"].items():
-        print(f"{name}: {text}")
+        if _ABOUT.get(name, "") in measured:
+            print(f"{name}: {text}")
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n:,} {noun if n != 1 else noun.removesuffix('s')}"
 
 
 def _print(title: str, rows: dict[str, dict]) -> None:

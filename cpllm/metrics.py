@@ -29,6 +29,9 @@ j-th of the sorted sources occurs in the resample; all ones is the sample itself
 Measure = Callable[[NDArray, NDArray], float]
 """(truth float[n], prediction float[n]) -> number, as `srcc`."""
 
+MOST_SOURCES = 10_000
+"""For which `pooled_krcc` has an interval."""
+
 STRATA = {"gap below 2": (-np.inf, 2), "gap 2 to 6": (2, 6), "gap from 6": (6, np.inf)}
 """FR-proxy gaps of a pair, [low, high) points of 0–100, that flip rates are told apart by."""
 
@@ -220,14 +223,15 @@ def pooled_krcc(frame: pd.DataFrame, counts: NDArray, truth: str = "proxy") -> N
     """KRCC (tau-b) over all rows as a Statistic, from concordances between sources.
 
     With C[s, t] = Σ sign(xᵢ − xⱼ) sign(yᵢ − yⱼ) over rows i of s and j of t, a resample with
-    counts w has P − Q = wᵀCw / 2; rows drawn twice tie with themselves and add nothing. NaN with
-    over 10,000 sources, whose C would take 400 MB and more.
+    counts w has P − Q = wᵀCw / 2; rows drawn twice tie with themselves and add nothing. With over
+    `MOST_SOURCES`, whose C would take 400 MB and more, the sample's own value and NaN elsewhere.
     """
     names, source = np.unique(frame.source, return_inverse=True)
-    if len(names) > 10_000:
-        return np.full(len(counts), np.nan)
+    x, y = _columns(frame[truth], frame.prediction)
+    if len(names) > MOST_SOURCES:
+        return np.where((counts == 1).all(axis=1), krcc(x, y), np.nan)
     order = np.argsort(source, kind="stable")
-    source, (x, y) = source[order], (v[order] for v in _columns(frame[truth], frame.prediction))
+    source, x, y = source[order], x[order], y[order]
     starts = np.flatnonzero(np.r_[True, np.diff(source) > 0])
     concordance = np.zeros((len(names), len(names)), np.float32)
     for rows in np.array_split(np.arange(len(x)), len(x) // 500 + 1):

@@ -142,6 +142,8 @@ def test_the_readable_report_names_measures_conventions_and_worst_sources(capsys
                  "cluster bootstrap"):
         assert text in out
     assert "FR diff=10 ties" not in out  # there are none
+    plain = run(capsys, csv(frame))[1]
+    assert "84 sources, 1 seed" in plain and "dmos:" not in plain and "level:" not in plain
 
 
 def test_against_compares_on_common_rows_and_lists_the_others(capsys, csv, frame):
@@ -213,6 +215,7 @@ def test_a_constant_model_and_a_single_source_are_stated_and_no_number(capsys, c
      "column opinion: 1 of 84 rows"),
     (lambda f: f.assign(opinion=f.opinion.where(f.index != 2, np.inf)), [], "column opinion: 1 of"),
     (lambda f: f.assign(video="a"), [], "83 of 84 rows with an id that occurs before (first: a"),
+    (lambda f: f, ["--draws", "5"], "draws: expected 40 or more"),
     (lambda f: f[:2], [], "2 rows; a correlation needs 3 or more"),
     (lambda f: f, ["--level", "step"], "levels are compared within a source"),
     (lambda f: f, ["--level", "step", "--source", "film"],
@@ -224,8 +227,8 @@ def test_a_constant_model_and_a_single_source_are_stated_and_no_number(capsys, c
      "column drop: 1 of 84 rows are blank or no number (first: s0-30-vp9)"),
     (lambda f: f, ["--codec", "kind", "--proxy", "opinion"],
      "codec, proxy: of no use without a level"),
-], ids=["column", "id", "blank", "word", "infinite", "duplicates", "few", "no source", "no codec",
-        "few videos", "blank dmos", "no level"])
+], ids=["column", "id", "blank", "word", "infinite", "duplicates", "draws", "few", "no source",
+        "no codec", "few videos", "blank dmos", "no level"])
 def test_what_cannot_be_judged_is_refused_by_name(capsys, csv, frame, spoil, words, message):
     code, out, err = run(capsys, csv(spoil(frame)), *words)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
@@ -252,7 +255,7 @@ def test_a_terminal_judges_with_numpy_scipy_and_pandas_alone(csv, frame):
     code = ("import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split())); "
             "from cpllm.cli import main; sys.exit(main())")
     others = "jax flax optax rich matplotlib seaborn yaml av PIL skimage sklearn transformers dask"
-    words = "evaluate", csv(frame), "--prediction", "model", "--mos", "opinion", "--draws", "10"
+    words = "evaluate", csv(frame), "--prediction", "model", "--mos", "opinion", "--draws", "40"
     subprocess.run([sys.executable, "-c", code, others, *words], check=True, capture_output=True)
 
 

@@ -299,6 +299,14 @@ def test_the_median_within_source_is_that_of_a_plain_loop_over_the_drawn_sources
     assert len({round(v, 6) for v in each}) == 4  # else the median could be anyone's
 
 
+def test_too_many_sources_for_a_matrix_leave_the_samples_krcc_without_interval(monkeypatch):
+    monkeypatch.setattr(metrics, "MOST_SOURCES", 5)
+    frame = ladders(noisy(np.random.default_rng(0), 6))
+    found = metrics.bootstrap(frame, metrics.pooled_krcc, 50)
+    assert found.value == pytest.approx(stats.kendalltau(frame.proxy, frame.prediction).statistic)
+    assert np.isnan([found.low, found.high]).all()
+
+
 def test_within_source_srcc_can_be_perfect_where_pooled_is_not():
     frame = ladders([[3, 2, 1], [30, 20, 10], [300, 200, 100]])
     ones = np.ones((1, 3), int)
