@@ -31,7 +31,8 @@ CONVENTIONS = {
     "interval": "95%, cluster bootstrap: whole sources are drawn; without a column of sources each "
                 "row is its own",
     "mos": "higher is better; SRCC, KRCC (tau-b), PLCC over all rows together; RMSE in its units",
-    "within source": f"median over the sources that have {FEWEST} rows or more",
+    "within source": f"median over the sources that have {FEWEST} rows or more with unlike truths; "
+                     "undefined if the prediction is constant in one",
     "logistic": "4 parameters, from (max, min, mean, std/4), fitted once to all rows, also for "
                 "what is then measured within source",
     "dmos": "reference - variant on both sides, so a good model correlates positively; reference: "
@@ -100,6 +101,7 @@ def measure(frame: pd.DataFrame, draws: int = 2000) -> dict[str, Sample]:
 def _agreement(frame: pd.DataFrame) -> list[tuple]:
     """(measure, rows, Statistic, rows) of each of `MEASURES`: pooled, and within source."""
     several = _several(frame)
+    several = several[several.groupby("source").mos.transform("nunique") > 1]
     pooled = [(name, frame, partial(job, truth="mos", **curve), len(frame))
               for name, (job, _, curve) in MEASURES.items()]
     within = [(f"{name} within source", several,

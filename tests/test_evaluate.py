@@ -129,6 +129,10 @@ def test_the_median_within_source_is_over_sources_that_have_a_correlation(capsys
         assert found["ci_low"] < found["value"] < found["ci_high"]
     found = {name: row["SRCC"] for name, row in result["per_source"].items()}
     assert found == pytest.approx(each) and list(found.values()) == sorted(found.values())
+    alike = frame.assign(opinion=frame.opinion.where(frame.film != "s4", 50))  # no order to find
+    within = measures(capsys, csv(alike), "--source", "film")["measures"]["SRCC within source"]
+    assert within["n_sources"] == 11
+    assert within["value"] == pytest.approx(np.median([v for k, v in each.items() if k != "s4"]))
     frame.loc[frame.film == "s4", "model"] = 3.0  # a constant source: no number, and named first
     result = measures(capsys, csv(frame), "--source", "film")
     assert result["measures"]["SRCC within source"]["value"] is None
