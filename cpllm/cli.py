@@ -31,6 +31,8 @@ EVALUATED = {
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, or 2 when a file or an argument was refused."""
+    for stream in (sys.stdout, sys.stderr):  # any file name can be printed
+        stream.reconfigure(errors="backslashreplace")
     args = parser().parse_args(argv)
     try:
         return args.run(args) or 0
@@ -176,12 +178,17 @@ def score_files(args: argparse.Namespace) -> int:
         try:
             rows.append({**dataclasses.asdict(model.score(path)), "error": None})
         except VideoError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_line(error)}", file=sys.stderr)
             rows.append(
                 {"path": path, "score": None, "word": None, "frames": None, "error": str(error)}
             )
     {"table": _table, "json": _json, "csv": _csv}[args.format](rows)
     return 2 if any(row["error"] for row in rows) else 0
+
+
+def _line(text: Any) -> str:
+    """One line that a terminal obeys no command of."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def _json(value: Any) -> None:
@@ -206,7 +213,7 @@ def _table(rows: list[dict]) -> None:
     )
     for row in rows:
         value = "-" if row["error"] else f"{row['score']:.1f}"
-        table.add_row(escape(row["path"]), value, row["word"] or "error")
+        table.add_row(escape(_line(row["path"])), value, row["word"] or "error")
     Console().print(table)
 
 

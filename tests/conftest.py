@@ -49,3 +49,20 @@ def real_clips():
     if not clips:
         pytest.skip("no real clips beside the checkout (../shared/clips)")
     return clips
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A tiny untrained model's file: its scores mean nothing, behaviour does."""
+    from flax import nnx
+
+    from cpllm import config
+    from cpllm.data import text
+    from cpllm.infer import Scorer
+    from cpllm.model.cpllm import CPLLM
+
+    cfg = config.smoke()
+    tokenizer = text.train_tokenizer(["The video shows a cat. Its quality is good."], 600)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), tokenizer).save(path)
+    return path

@@ -11,22 +11,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from flax import nnx
 
 import cpllm
 from cpllm import cli, config
-from cpllm.data import ladder, text
-from cpllm.infer import Scorer, load
-from cpllm.model.cpllm import CPLLM
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    cfg = config.smoke()
-    tokenizer = text.train_tokenizer(["The video shows a cat. Its quality is good."], 600)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), tokenizer).save(path)
-    return path
+from cpllm.data import ladder
+from cpllm.infer import load
 
 
 @pytest.fixture(scope="session")
@@ -157,7 +146,7 @@ def test_weights_that_are_none_are_refused_by_name(capsys, mp4):
 
 
 def test_what_is_brought_trains_under_any_profile(capsys, tmp_path, monkeypatch):
-    from cpllm import config, train
+    from cpllm import train
 
     seen = []
     monkeypatch.setattr(train, "run", lambda cfg, *rest: seen.append((cfg.profile, rest[-1])))
