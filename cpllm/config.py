@@ -124,6 +124,7 @@ class Train:
     warmup: int = 0
     weight_decay: float = 0.0
     clip_norm: float = 0.0  # 0: no clipping, as the paper
+    diverged: float = 3.0  # times its lowest that the loss may rise to, see `train`; 0: any
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of L1, L2, L3: "equal weights"
     input_mode: str = "mix"  # single | pairwise | mix
     single_share: float = 0.5  # of a mixed batch; not specified in the paper

@@ -44,6 +44,8 @@ Tensors = dict[str, np.ndarray]
 PARTS = ("ranking", "regression", "text")
 PRINT_EVERY = 100
 """Steps between lines where there is no terminal."""
+WINDOW = 50
+"""Steps whose losses say whether training diverges."""
 
 
 class Run(NamedTuple):
@@ -179,8 +181,8 @@ def fit(
     rows: the training split; videos: folder of its files; store: folder for decoded frames;
     folder: of checkpoints, from whose last one training goes on; fsdp: see `mesh.make`;
     given: see `init`; tokenizer: made for the descriptions where there is none.
-    Raises FloatingPointError at the first step with a loss that is not finite, SystemExit(0)
-    when SIGTERM asked to stop and a checkpoint is saved.
+    Raises FloatingPointError at the first step with a loss that is not finite, and when losses
+    diverge (`_diverges`), SystemExit(0) when SIGTERM asked to stop and a checkpoint is saved.
     """
     devices = mesh.make(fsdp)
     store_frames(rows, videos, store, cfg)
@@ -212,20 +214,26 @@ def fit(
 
 def _loop(cfg: config.Train, batches, state: State, step, look, kept) -> tuple[State, dict]:
     """Steps from the last checkpoint to the end: (state, log of looks and of losses since)."""
-    log = {"history": [], "recent": []}
+    log = {"history": [], "recent": [], "totals": [], "lowest": []}
     start, state, log = (kept and kept.restore(state)) or (0, state, log)
     with _bar() as bar, _preemption() as asked:
         task = bar.add_task("train", total=cfg.steps, completed=start, since=start, news="")
         for i, batch in enumerate(prefetch(batches, start, cfg.steps), start + 1):
             state, parts = step(state, batch)
-            log["recent"].append(_finite(np.asarray(parts), i, batches, kept).tolist())
+            parts = np.asarray(parts, float)
+            rising, wrong = _diverges(parts, log, cfg)
+            if wrong:
+                _stop(wrong, i, batches, kept)
+            log["recent"].append(parts.tolist())
             _advance(bar, task, log["recent"], cfg.batch)
             looked = {}
             if i % cfg.select_every == 0 or i == cfg.steps:
                 looked = {"step": i, **_mean(log["recent"]), **look(state)}
-                log = {"history": [*log["history"], looked], "recent": []}
+                log = {**log, "history": [*log["history"], looked], "recent": []}
             stop = asked(i)
-            if kept and (i % cfg.save_every == 0 or stop):
+            if kept and (i % cfg.save_every == 0 and not rising or stop):
+                if not np.isfinite(float(optax.tree.norm(state.params))):
+                    _stop("expected finite parameters after it, got others", i, batches, kept)
                 kept.save(i, state, log, looked, wait=stop)
             if stop and i < cfg.steps:
                 bar.console.print(f"asked to stop: step {i} is saved; --resume goes on from there")
@@ -296,15 +304,32 @@ def _show(recent: list[np.ndarray]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in _mean(recent).items())
 
 
-def _finite(parts: np.ndarray, step: int, batches: PairBatches, kept) -> np.ndarray:
+def _diverges(parts: np.ndarray, log: dict, cfg: config.Train) -> tuple[bool, str]:
+    """(whether this step's loss is too high to save after it, why training has to stop or "").
+
+    The total loss diverges when more than half of the last WINDOW steps cost more than
+    `cfg.diverged` times the lowest median of ten steps so far, which counts as 1/4 a loss at least.
+    Noise, spikes and ranking's rise from nearly zero are none of that: an untrained model's L2
+    alone is below 1/4, and a run that learns does not stay at three times what it had reached.
+    """
     if not np.isfinite(parts).all():
         found = ", ".join(f"{n}={v}" for n, v in zip(PARTS, parts, strict=True))
-        last = f"the last checkpoint is step {kept.latest}" if kept else "no checkpoint was kept"
-        raise FloatingPointError(
-            f"step {step}: expected finite losses, got {found}; {last}. "
-            f"Videos of this batch: {', '.join(batches.videos(step - 1))}"
-        )
-    return parts
+        return True, f"expected finite losses, got {found}"
+    log["totals"] = [*log["totals"], float(losses.total_loss(parts, cfg.weights))][-WINDOW:]
+    log["lowest"] = [min([*log["lowest"], float(np.median(log["totals"][-10:]))])]
+    most = cfg.diverged * max(*log["lowest"], sum(cfg.weights) / 4)
+    high = [x for x in log["totals"] if x > most > 0]
+    wrong = f"the loss diverges: {len(high)} of the last {WINDOW} steps cost over {most:.4g}, " \
+            f"{cfg.diverged:g} times the lowest so far (train.diverged); now {_show([parts])}"
+    return log["totals"][-1] in high, wrong if 2 * len(high) > WINDOW else ""
+
+
+def _stop(wrong: str, step: int, batches: PairBatches, kept) -> None:
+    last = f"the last good checkpoint is step {kept.latest}" if kept else "no checkpoint was kept"
+    raise FloatingPointError(
+        f"step {step}: {wrong}; {last}. "
+        f"Videos of this batch: {', '.join(batches.videos(step - 1))}"
+    )
 
 
 def validation_look(rows: pd.DataFrame, videos: Path) -> Callable[[Scorer], dict[str, float]]:

@@ -1,7 +1,9 @@
 """Training for real on the smoke profile's data, a few steps."""
 
 import json
+import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -122,13 +124,70 @@ def test_all_three_losses_fall_on_a_batch_that_is_seen_again_and_again(data):
     assert seen[-1][0] <= seen[0][0]
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_part_videos_and_last_checkpoint(
+def test_a_loss_that_is_not_finite_stops_with_step_part_videos_and_last_good_checkpoint(
     data, tmp_path, monkeypatch
 ):
     spoil = lambda q, q_hat, has_mos: q_hat.sum() * np.nan  # noqa: E731
     monkeypatch.setattr(train.losses, "regression_loss", spoil)
     with pytest.raises(FloatingPointError, match=r"step 1: .*regression=nan.*step 0\..*train_"):
         train.run(CFG, "spoilt", data, tmp_path)
+
+
+def test_a_loss_that_stays_finite_and_high_stops_with_step_videos_and_the_last_good_checkpoint(
+    data, tmp_path
+):
+    """Far too large a rate: the text's loss rises from 7 nats to over 100 and stays there."""
+    cfg = config.replace(CFG, learning_rate=3.0, clip_norm=0.0, warmup=10, steps=80, save_every=5)
+    with pytest.raises(FloatingPointError, match=r"last good checkpoint is step 5\. .*train_") as e:
+        train.run(cfg, "diverged", data, tmp_path)
+    step, most = re.search(r"step (\d+): .* 26 of the last 50 steps cost over ([\d.]+)",
+                           str(e.value)).groups()
+    assert 26 < int(step) < 50 and 3 < float(most) < 30
+    assert {int(p.name) for p in (data / "checkpoints" / "diverged").iterdir()} == {5}
+
+
+def stops(total, weights=(1.0, 1.0, 1.0), diverged=3.0) -> int:
+    """The step at which a total loss of this course ends a training; 0: none."""
+    cfg = config.replace(CFG, weights=weights, diverged=diverged).train
+    log = {"totals": [], "lowest": []}
+    for i, x in enumerate(total, 1):
+        if train._diverges(np.array([0, 0, x / weights[2]]), log, cfg)[1]:
+            return i
+    return 0
+
+
+def test_a_loss_diverges_where_it_stays_above_three_times_its_lowest():
+    falls = np.linspace(7, 1, 100)
+    assert stops([*falls, *[4.5] * 50]) == 126  # the last ten's median falls to 1.27
+    assert stops([*falls, *[4.5] * 50], diverged=4.0) == stops([1e6] * 200) == 0
+    assert stops([*falls, *[1e30] * 50], diverged=0.0) == 0
+    assert stops([7, 20, *[1e4] * 50]) == 28  # from the first steps on
+
+
+def test_no_noise_spike_or_small_rise_counts_as_diverging():
+    rng = np.random.default_rng(0)
+    falls = np.geomspace(7, 0.3, 2000)
+    assert stops(falls * rng.lognormal(0, 0.5, 2000)) == 0
+    assert stops(np.where(rng.random(2000) < 0.2, 1e3, falls)) == 0
+    assert stops([*falls, *np.linspace(1e-4, 2.2, 1000)]) == 0  # learnt by heart, then not quite
+    assert stops(np.linspace(0, 0.2, 500), weights=(1.0, 0.0, 1e-9)) == 0  # ranking alone
+
+
+def test_parameters_that_are_not_finite_are_not_saved(data, tmp_path, monkeypatch):
+    whole = train.make_step
+
+    def spoil(*args):
+        step = whole(*args)
+
+        def spoilt(state, *rest):
+            state, parts = step(state, *rest)
+            return state._replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params)), parts
+
+        return spoilt
+
+    monkeypatch.setattr(train, "make_step", spoil)
+    with pytest.raises(FloatingPointError, match=r"step 2: expected finite parameters.*step 0\. "):
+        train.run(config.replace(CFG, save_every=2, steps=2, warmup=0), "bad", data, tmp_path)
 
 
 @pytest.mark.slow
