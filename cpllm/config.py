@@ -108,7 +108,8 @@ class Model:
     encoders: str = "both"  # both | high | low: whose tokens predictor and decoder get
     local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
     dtype: str = "float32"  # of products and activations; weights, norms, softmax stay float32
-    remat: bool = False  # recompute each block in the backward pass instead of keeping it
+    remat: str = ""  # recomputed in the backward pass: blocks | functions (not products) | nothing
+    unroll: int = 1  # blocks in one turn of the compiled loop over a stack's
     kind: str = "cp-llm"  # or one of RIVALS, the compared models: see `rival`
     mechanism: bool = True  # False: a rival without what it is known for
 
@@ -238,7 +239,7 @@ def paper() -> Config:
         data=Data(dataset="lsvq"),
         model=Model(
             high=SO400M_448, low=VIDEOPRISM_B, decoder=GEMMA_2B, predictor_hidden=2048,
-            dtype="bfloat16", remat=True,
+            dtype="bfloat16", remat="blocks",
         ),
         train=Train(steps=epochs * videos // batch, batch=batch),
     )

@@ -68,6 +68,7 @@ def flops(cfg: config.Config, answer: int = CHUNK) -> pd.DataFrame:
     images, d, inner = n.frames * n.patches, m.decoder.width, m.decoder.heads * m.decoder.head_dim
     kv, rank, every = m.decoder.kv_heads * m.decoder.head_dim, m.lora_rank, m.high_finetune == "all"
     head, adapted = m.high_finetune != "frozen", m.decoder_finetune == "all"
+    blocks = m.remat == "blocks"
     high, pixels = _block(n.frames, n.high, m.high), 6 * m.high.patch**2 * m.high.width
     low, temporal = _block(images, n.low, m.low), _block(n.frames * n.low, n.patches, m.low)
     lora = 2 * b * n.sequence * rank * (3 * d + inner + 2 * kv)
@@ -75,21 +76,25 @@ def flops(cfg: config.Config, answer: int = CHUNK) -> pd.DataFrame:
     chunks = math.ceil(answer / CHUNK) * CHUNK
     rows = [  # part, forward, operands whose gradients are made, whether it is made again
         ("high", n.frames * n.high * pixels, every, 0),
-        ("high", (m.high.layers - 1) * sum(high), 2 * every, every and m.remat),
+        ("high", (m.high.layers - 1) * high[0], 2 * every, every and blocks),
+        ("high", (m.high.layers - 1) * high[1], 2 * every, every and m.remat),
         ("high", sum(high), 2 * head, 0),
         ("project_high", 2 * n.frames * n.high * m.high.width * d, 1 + head, 0),
         ("low", images * n.low * 6 * m.low.patch**2 * m.low.width, 1, 0),
         ("low", images * m.local_norm * 24 * cfg.video.patch_size**3, 0, 0),
-        ("low", m.low.layers * sum(low), 2, m.remat),
-        ("low", m.clip_patches * m.low.temporal_layers * sum(temporal), 2, m.remat),
+        ("low", m.low.layers * low[0], 2, blocks),
+        ("low", m.low.layers * low[1], 2, m.remat),
+        ("low", m.clip_patches * m.low.temporal_layers * temporal[0], 2, blocks),
+        ("low", m.clip_patches * m.low.temporal_layers * temporal[1], 2, m.remat),
         ("project_low", 2 * images * n.low * m.low.width * d, 2, 0),
         ("predictor", 2 * n.frames * (n.high + n.low) * m.predictor_hidden * (d + 1), 2, 0),
-        ("decoder", m.decoder.layers * decoder[0], 1 + adapted, m.remat),
-        ("decoder", m.decoder.layers * (decoder[1] + lora), 2, m.remat),
+        ("decoder", m.decoder.layers * decoder[0], 1 + adapted, blocks),
+        ("decoder", m.decoder.layers * decoder[1], 2, m.remat),
+        ("decoder", m.decoder.layers * lora, 2, blocks),
         ("logits", 2 * b * chunks * d * m.decoder.vocab, 1 + adapted, 1),
     ]
     table = pd.DataFrame(rows, columns=["part", "forward", "gradients", "again"])
-    table["step"] = table["forward"] * (1 + table["gradients"] + table["again"].astype(int))
+    table["step"] = table["forward"] * (1 + table["gradients"] + table["again"].astype(bool))
     return table.groupby("part", sort=False)[["forward", "step"]].sum()
 
 
@@ -105,23 +110,29 @@ def _block(n: int, tokens: int, shape: config.Siglip | config.VideoPrism) -> tup
 def memory(cfg: config.Config, devices: Mesh) -> pd.Series:
     """Bytes on each device between and within steps, by what they hold.
 
-    Activations: each block's input is kept in `model.dtype` where blocks are recomputed. Working
-    set: one decoder block, with its three MLP products and, where attention is not fused, the
-    float32 logits, their softmax and its gradient; the embeddings, which a lookup gathers in
+    Activations: each block's input is kept in `model.dtype`, and where only functions are
+    recomputed the results of its products (of gate and up, q, k, v, attention, both ways out; and
+    what adapters add to q, k, v) as well. Working set: one decoder block, with its three MLP
+    products and, where attention is not fused, the float32 logits, their softmax and its gradient; the embeddings, which a lookup gathers in
     float32 and the text's logits need in `model.dtype`; and three times a chunk of these logits.
     """
     state, frozen = _state(cfg)
     m, n, width = cfg.model, sizes(cfg), np.dtype(cfg.model.dtype).itemsize
     share = cfg.train.batch / devices.size
-    low = n.frames / devices.size * n.patches * n.low * m.low.width * m.low.layers
-    text = share * n.sequence * m.decoder.width * m.decoder.layers
+    low = n.frames / devices.size * n.patches * n.low * m.low.layers
+    text = share * n.sequence * m.decoder.layers
+    q, kv = (heads * m.decoder.head_dim for heads in (m.decoder.heads, m.decoder.kv_heads))
+    results = 2 * (m.decoder.mlp + q + kv + m.decoder.width) + bool(m.lora_rank) * (q + 2 * kv)
+    kept = low * (6 * m.low.width + m.low.mlp) + text * results
     one = 3 * m.decoder.mlp * width, 3 * 4 * m.decoder.heads * n.sequence
     trained = _held(state.params, devices)
     copied = 4 if devices.shape["fsdp"] > 1 else width if width < 4 else 0
     return pd.Series({
         "frozen parameters": _held(frozen, devices), "trained parameters": trained,
         "their gradients": trained, "Adam's moments": _held(state.opt_state, devices),
-        "block inputs": width * (low + text), "one block's MLP": share * n.sequence * one[0],
+        "block inputs": width * (low * m.low.width + text * m.decoder.width),
+        "products' results": width * kept * (m.remat == "functions"),
+        "one block's MLP": share * n.sequence * one[0],
         "one block's attention": share * n.sequence * one[1],
         "whole embeddings": copied * m.decoder.vocab * m.decoder.width,
         "one chunk's logits": 3 * 4 * share * CHUNK * m.decoder.vocab,

@@ -231,7 +231,7 @@ def _loop(cfg: config.Train, batches, state: State, step, look, kept) -> tuple[S
                 looked = {"step": i, **_mean(log["recent"]), **look(state)}
                 log = {**log, "history": [*log["history"], looked], "recent": []}
             stop = asked(i)
-            if kept and (i % cfg.save_every == 0 and not rising or stop):
+            if kept and ((i % cfg.save_every == 0 and not rising) or stop):
                 if not np.isfinite(float(optax.tree.norm(state.params))):
                     _stop("expected finite parameters after it, got others", i, batches, kept)
                 kept.save(i, state, log, looked, wait=stop)

@@ -14,11 +14,12 @@ SMOKE = config.replace(config.smoke(), max_text=33)
 def regime(name: str) -> config.Config:
     if name == "all":
         return SMOKE
-    frozen = {"high_finetune": "frozen", "decoder_finetune": "lora", "lora_rank": 4, "remat": True}
+    frozen = {"high_finetune": "frozen", "decoder_finetune": "lora", "lora_rank": 4,
+              "remat": "functions" if name == "functions" else "blocks"}
     return config.replace(SMOKE, **{f"model.{k}": v for k, v in frozen.items()})
 
 
-@pytest.mark.parametrize("name", ["all", "frozen"])
+@pytest.mark.parametrize("name", ["all", "frozen", "functions"])
 def test_counted_flops_are_those_of_the_compiled_step(name):
     cfg = regime(name)
     cfg = config.replace(cfg, **{"model.decoder": dataclasses.replace(

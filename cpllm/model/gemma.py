@@ -54,7 +54,8 @@ class Gemma(nnx.Module):
             )
             return Block(norm(), attention, norm(), GatedMLP(shape.width, shape.mlp, rngs))
 
-        self.dtype, self.remat, scale = model.dtype, model.remat, shape.width**-0.5
+        self.dtype, scale = model.dtype, shape.width**-0.5
+        self.remat, self.unroll = model.remat, model.unroll
         self.table = nnx.Param(jax.random.normal(rngs.params(), (shape.vocab, shape.width)) * scale)
         self.blocks = stack(block, shape.layers, rngs)
         self.norm = norm()
@@ -66,7 +67,7 @@ class Gemma(nnx.Module):
 
     def __call__(self, x: Array, mask: Array, positions: Array) -> Array:
         """Embeddings [B,T,D], bool[B,T,T], int[B,T] → hidden states [B,T,D]."""
-        return self.norm(run(self.blocks, x, mask, positions, self.remat))
+        return self.norm(run(self.blocks, x, mask, positions, self.remat, self.unroll))
 
     def empty(self, batch: int, size: int) -> Cache:
         """A cache with `size` slots for each of `batch` sequences."""
@@ -75,24 +76,40 @@ class Gemma(nnx.Module):
         return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
 
     def extend(
-        self, x: Array, mask: Array, positions: Array, cache: Cache, at: Array | int
-    ) -> tuple[Array, Cache]:
+        self, x: Array, mask: Array, positions: Array, cache: Cache, at: Array | int,
+        layers: list[Block] | None = None,
+    ) -> tuple[Array, Cache]:  # fmt: skip
         """`__call__` for new tokens x [B,T,D] alone, whose keys and values fill slots from `at` on.
 
-        mask: bool[B,T,S], over the cache's S slots.
+        mask: bool[B,T,S], over the cache's S slots; layers: of `apart`, where it was called before.
         """
-        graph, params = nnx.split(self.blocks)
 
-        def step(x: Array, layer: tuple) -> tuple[Array, Cache]:
-            block, past = nnx.merge(graph, layer[0]), layer[1]
+        def step(x: Array, block: Block, past: Cache) -> tuple[Array, Cache]:
             q, *new = block.attention.project(block.norm1(x), positions)
             put = jax.lax.dynamic_update_slice_in_dim
             k, v = (put(old, y, at, 1) for old, y in zip(past, new, strict=True))
             x = x + block.attention.join(attend(q, k, v, mask))
             return x + block.mlp(block.norm2(x)), (k, v)
 
-        x, cache = jax.lax.scan(step, x, (params, cache))
+        if layers is None:
+            graph, params = nnx.split(self.blocks)
+            x, cache = jax.lax.scan(lambda x, layer: step(x, nnx.merge(graph, layer[0]), layer[1]),
+                                    x, (params, cache))  # fmt: skip
+        else:
+            cache = list(cache)
+            for i, block in enumerate(layers):
+                x, cache[i] = step(x, block, cache[i])
         return self.norm(x), cache
+
+    def apart(self) -> list[Block] | None:
+        """The layers one by one where `unroll` covers them all, with a copy of their weights.
+
+        A loop over tokens then reads each weight where it lies, and slices no stack every time.
+        """
+        graph, params = nnx.split(self.blocks)
+        n = len(jax.tree.leaves(params)[0])
+        cut = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(n)]
+        return [nnx.merge(graph, layer) for layer in cut] if self.unroll >= n > 1 else None
 
     def generate(
         self,
@@ -110,14 +127,18 @@ class Gemma(nnx.Module):
         (b, n), length = valid.shape, valid.sum(1, keepdims=True)
         slots, shown = jnp.arange(n + steps), jnp.pad(valid, [(0, 0), (0, steps)])[:, None]
         prefix = jnp.broadcast_to(shown, (b, n, n + steps))
-        hidden, cache = self.extend(x, prefix, positions(valid), self.empty(b, n + steps), 0)
+        layers, cache = self.apart(), self.empty(b, n + steps)
+        if layers:
+            cache = list(zip(*cache, strict=True))
+        hidden, cache = self.extend(x, prefix, positions(valid), cache, 0, layers)
 
         def step(state: tuple) -> tuple:
             i, done, hidden, cache, tokens = state
             logits = self.logits(hidden)
             token = jnp.where(done, eos, choose(logits, i) if choose else logits.argmax(-1))
             mask = shown | ((n <= slots) & (slots <= n + i))
-            hidden, cache = self.extend(self.embed(token[:, None]), mask, length + i, cache, n + i)
+            hidden, cache = self.extend(
+                self.embed(token[:, None]), mask, length + i, cache, n + i, layers)
             return i + 1, done | (token == eos), hidden[:, 0], cache, tokens.at[:, i].set(token)
 
         last = hidden[jnp.arange(b), (jnp.arange(n) * valid).argmax(1)]

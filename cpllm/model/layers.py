@@ -72,7 +72,7 @@ def rotate(x: Array, positions: Array, theta: float = 1e4) -> Array:
 
 
 def has_fused(q: Array, softcap: float) -> bool:
-    """Whether cuDNN takes these queries: several, 16 bits, no softcap, H a multiple of 8.
+    """Whether cuDNN takes these queries: an even number, 16 bits, no softcap, H a multiple of 8.
 
     H is at most 128, or 256 from Hopper on.
     """
@@ -80,7 +80,7 @@ def has_fused(q: Array, softcap: float) -> bool:
     if softcap or q.dtype.itemsize > 2 or not device.device_kind.startswith("NVIDIA"):
         return False
     most = 256 if float(device.compute_capability) >= 9 else 128
-    return q.shape[1] > 1 and q.shape[-1] % 8 == 0 and q.shape[-1] <= most
+    return q.shape[1] % 2 == 0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= most
 
 
 def attend(
@@ -198,12 +198,25 @@ def run(
     x: Array,
     mask: Array | None = None,
     positions: Array | None = None,
-    remat: bool = False,
+    remat: str = "",
+    unroll: int = 1,
 ) -> Array:
-    """Apply stacked blocks in order; `remat` recomputes each in the backward pass."""
+    """Apply stacked blocks in order, `unroll` in one turn of the compiled loop.
+
+    remat: what the backward pass makes again: "blocks" keeps the input of each alone,
+    "functions" the results of its products and of fused attention too, "" all that it needs.
+    """
     graph, params = nnx.split(blocks)
+    keep = {"blocks": None, "functions": _is_product}
 
     def step(x, layer):
         return nnx.merge(graph, layer)(x, mask, positions), None
 
-    return jax.lax.scan(jax.checkpoint(step) if remat else step, x, params)[0]
+    step = jax.checkpoint(step, policy=keep[remat]) if remat else step
+    return jax.lax.scan(step, x, params, unroll=unroll)[0]
+
+
+def _is_product(primitive, *shapes, **parameters) -> bool:
+    weighed = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    fused = primitive.name.startswith("dot_product_attention_fwd")
+    return fused or weighed(primitive, *shapes, **parameters)

@@ -47,7 +47,8 @@ class Siglip(nnx.Module):
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         shape = model.high
-        self.patch, self.dtype, self.remat = shape.patch, model.dtype, model.remat
+        self.patch, self.dtype = shape.patch, model.dtype
+        self.remat, self.unroll = model.remat, model.unroll
         self.embed = Dense(shape.patch**2 * 3, shape.width, rngs)
         tokens = (shape.image // shape.patch) ** 2
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, shape.width)) * 0.02)
@@ -66,5 +67,5 @@ class Siglip(nnx.Module):
         positions = resize_grid(self.positions[...], *grid)
         x = self.embed(x.astype(self.dtype)) + positions.astype(self.dtype)
         if self.blocks is not None:
-            x = run(self.blocks, x, remat=self.remat)
+            x = run(self.blocks, x, remat=self.remat, unroll=self.unroll)
         return self.norm(self.last(x))

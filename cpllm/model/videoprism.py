@@ -75,7 +75,7 @@ class VideoPrism(nnx.Module):
             raise ValueError("model.clip_patches: needs model.low.temporal_layers, got 0")
         self.shape, self.local_norm = shape, model.local_norm
         self.crop, self.as_clip = model.crop_patches, model.clip_patches
-        self.dtype, self.remat = model.dtype, model.remat
+        self.dtype, self.remat, self.unroll = model.dtype, model.remat, model.unroll
         self.embed = Dense(shape.patch**2 * 3, shape.width, rngs)
         tokens = (shape.image // shape.patch) ** 2
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, shape.width)) * 0.02)
@@ -119,7 +119,7 @@ class VideoPrism(nnx.Module):
         p = self.shape.patch
         grid = resize_grid(self.positions[...], x.shape[1] // p, x.shape[2] // p)
         x = self.embed(patchify(x, p).astype(self.dtype)) + grid.astype(self.dtype)
-        return self.spatial_norm(run(self.spatial, x, remat=self.remat))
+        return self.spatial_norm(run(self.spatial, x, remat=self.remat, unroll=self.unroll))
 
     def over_time(self, x: Array, present: Array | None = None) -> Array:
         """The temporal stack over the T tokens of each place: float[B,T,T_l,D_l] → the same.
@@ -132,5 +132,5 @@ class VideoPrism(nnx.Module):
             times = jax.image.resize(times, (t, d), "bilinear")
         x = x.swapaxes(1, 2).reshape(b * n, t, d) + times.astype(x.dtype)
         mask = None if present is None else jnp.repeat(present, n, 0)[:, None]
-        x = self.temporal_norm(run(self.temporal, x, mask, remat=self.remat))
+        x = self.temporal_norm(run(self.temporal, x, mask, remat=self.remat, unroll=self.unroll))
         return x.reshape(b, n, t, d).swapaxes(1, 2)
