@@ -162,6 +162,11 @@ def _quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
+def _as_elsewhere() -> None:
+    """No AVX-512 for NumPy, whose last bits differ with it, and some pixels of scenes with them."""
+    os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", "X86_V4 AVX512_ICL AVX512_SPR")
+
+
 def _load(args: argparse.Namespace):
     _quiet()
     from cpllm.infer import load
@@ -255,6 +260,7 @@ def build_data(args: argparse.Namespace) -> int:
 
     Clips that only differ from the committed manifest are another machine's, not bad.
     """
+    _as_elsewhere()
     from cpllm import pipeline
     from cpllm.data import ladder
 
@@ -271,6 +277,7 @@ def build_data(args: argparse.Namespace) -> int:
 
 def check_labels(args: argparse.Namespace) -> int:
     """The largest difference of each label; 1 if VMAF's is more than ladder.TOLERANCE."""
+    _as_elsewhere()
     from cpllm import pipeline
     from cpllm.data import ladder
 
@@ -358,6 +365,7 @@ def train_model(args: argparse.Namespace) -> None:
 
 def sweep_grids(args: argparse.Namespace) -> None:
     """Train what a grid lacks, then score every run that has no predictions."""
+    _as_elsewhere()
     _quiet()
     from cpllm import pipeline
 
@@ -402,6 +410,7 @@ def time_machine(args: argparse.Namespace) -> None:
 
 def reproduce_profile(args: argparse.Namespace) -> None:
     """Data, training, scores and notebooks, as far as they are out of date."""
+    _as_elsewhere()
     _quiet()
     from cpllm import pipeline
 

@@ -1,11 +1,13 @@
 """Fixtures shared by the tests: small made clips, real clips where there are some, ffmpeg."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
+os.environ["NPY_DISABLE_CPU_FEATURES"] = ""  # as in this process, so in those that tests start
 REAL_CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from cpllm import cli, config, pipeline
-from cpllm.data import labels, ladder, manifests, scenes, video
+from cpllm.data import distort, labels, ladder, manifests, scenes, video
 
 TINY = config.replace(config.smoke(), **{
     "data.train_scenes": 2, "data.validation_scenes": 0, "data.test_scenes": 1, "data.frames": 3,
@@ -128,7 +128,7 @@ def test_record_says_each_encoders_options(built):
     root, table = built
     for scene in table["scene"].unique():
         told = json.loads((root / f"{scene}.json").read_text())["options"]
-        assert told[f"{scene}@crf40"] == {"crf": "40", "preset": TINY.data.preset}
+        assert told[f"{scene}@crf40"] == {"crf": "40", "preset": TINY.data.preset} | distort.X264
         assert told.keys() == set(table["video"][table["scene"] == scene])
 
 
@@ -136,9 +136,22 @@ def test_encoder_is_told_what_is_recorded(tmp_path, frames):
     """x264 writes its options into the stream, as do the other encoders in part."""
     ladder.encode(frames, tmp_path / "a.mp4", 33, 25, preset="faster")
     assert b"subme=4" in (tmp_path / "a.mp4").read_bytes()
-    assert ladder.options("h264", 33, "faster") == {"crf": "33", "preset": "faster"}
+    assert ladder.options("h264", 33, "faster") == {"crf": "33", "preset": "faster"} | distort.X264
     assert ladder.options("hevc", 33, "faster")["preset"] == "superfast"
     assert "preset" not in ladder.options("vp9", 33, "faster")
+
+
+def test_frames_do_not_depend_on_avx_512(monkeypatch):
+    """Neither x264 nor NumPy may use it; what this processor has is asked of the system."""
+    if not (told := Path("/proc/cpuinfo")).exists() or "avx2" not in told.read_text().split():
+        pytest.skip("no x86 processor with AVX2, or no Linux to ask about it")
+    assert distort.X264 == {"x264-params": "asm=avx2"}
+    program = ("from cpllm import cli; cli._as_elsewhere(); from cpllm.data import distort as d;"
+               "print(d.np.show_config('dicts')['SIMD Extensions']['found'], d.X264)")
+    monkeypatch.delenv("NPY_DISABLE_CPU_FEATURES")
+    seen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          check=True)
+    assert seen.stdout == "['X86_V3'] {'x264-params': 'asm=avx2'}\n" and not seen.stderr
 
 
 def test_second_build_makes_nothing(built, monkeypatch):

@@ -32,7 +32,7 @@ from cpllm.config import Config, Data
 from cpllm.data import distort, families, labels, manifests, scenes, video
 
 ENCODERS = {
-    "h264": ("libx264", {}),
+    "h264": ("libx264", distort.X264),
     "hevc": ("libx265", {"preset": "superfast",
                          "x265-params": "pools=none:frame-threads=1:info=0:log-level=none"}),
     "vp9": ("libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "5"}),
@@ -126,8 +126,8 @@ def planar(frames: np.ndarray) -> list[av.VideoFrame]:
 def options(codec: str, crf: int, preset: str) -> dict[str, str]:
     """What an encoder is told beside one thread; `preset` is x264's.
 
-    >>> options("h264", 31, "medium"), options("vp9", 40, "medium")["cpu-used"]
-    ({'crf': '31', 'preset': 'medium'}, '5')
+    >>> options("h264", 31, "medium")["preset"], options("vp9", 40, "medium")["cpu-used"]
+    ('medium', '5')
     """
     own = {"preset": preset} if codec == "h264" else {}
     return {"crf": str(crf)} | own | ENCODERS[codec][1]
