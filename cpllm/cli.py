@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("files", nargs="+", metavar="FILE")
     score.add_argument("--format", choices=("table", "json", "csv"), default="table")
     compare = verb("compare", compare_files, "Say which of two videos looks better.")
-    compare.add_argument("files", nargs=2, metavar=("A", "B"))
+    compare.add_argument("files", nargs=2, metavar="FILE")
     describe = verb("describe", describe_file, "Describe content, style and technical quality.")
     describe.add_argument("files", nargs=1, metavar="FILE")
     heat = verb("heatmap", map_file, "Show where in a frame the low-level encoder sees damage.")
