@@ -171,6 +171,14 @@ def up_to_date(
     return made.get("fingerprint") == fingerprint(Path(source), parameters, inputs)
 
 
+def current(book: Notebook, profile: str, root: Path = ROOT) -> bool:
+    """Whether a profile's executed notebook is made of today's source and inputs."""
+    name = f"{book.name}.ipynb"
+    made = read(root / "results" / profile / "notebooks" / name)["metadata"].get("cpllm", {})
+    return made.get("fingerprint") == fingerprint(
+        root / "notebooks" / name, made.get("parameters", {}), _files(book.inputs, profile, root))
+
+
 def read(path: Path) -> dict[str, Any]:
     """A notebook's plain values, each cell's source one string.
 
@@ -205,12 +213,35 @@ def provenance(
         "source_sha256": _source_hash(source),
         "parameters": dict(parameters),
         "fingerprint": fingerprint(source, parameters, inputs),
+        "data_sha256": _data_hash(parameters.get("profile")),
         "commit": commit,
         "dirty": dirty,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": records.device(),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
     }
+
+
+def settle(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    r"""A cell's outputs as a terminal leaves them: streams joined, bars drawn once, no colours.
+
+    >>> settle([{"output_type": "stream", "name": "stderr", "text": t} for t in ("1/2", "\r2/2")])
+    [{'output_type': 'stream', 'name': 'stderr', 'text': '2/2'}]
+    """
+    done: list[dict[str, Any]] = []
+    for out in outputs:
+        if out["output_type"] != "stream":
+            done.append(out)
+        elif done and done[-1].get("name") == out["name"]:
+            done[-1]["text"].append("".join(out["text"]))
+        else:
+            done.append({**out, "text": ["".join(out["text"])]})
+    for out in done:
+        if out["output_type"] == "stream":
+            text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", "".join(out["text"]))
+            lines = (line.rstrip("\r").rsplit("\r")[-1].rstrip() for line in text.split("\n"))
+            out["text"] = "\n".join(lines)
+    return [out for out in done if out["output_type"] != "stream" or out["text"].strip()]
 
 
 def scrub(node: Any) -> Any:
@@ -269,8 +300,8 @@ def _redo_notebooks(
         parameters = {"profile": profile, **book.parameters}
         inputs = _files(book.inputs, profile, root)
         anyway = fresh or (worked and any(glob.startswith("results/") for glob in book.inputs))
-        current = not anyway and up_to_date(output, source, parameters, inputs)
-        if current:
+        kept = not anyway and up_to_date(output, source, parameters, inputs)
+        if kept:
             console.print(f"{book.name}: up to date", highlight=False)
         else:
             jobs.append((source, output, parameters, inputs))
@@ -363,7 +394,11 @@ def _write(notebook: Any, path: Path, record: dict[str, Any], begun: float) -> N
     """Scrubbed, with its provenance, and whole."""
     import nbformat
 
-    notebook = nbformat.from_dict(scrub(notebook))
+    plain = scrub(notebook)
+    for cell in plain["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = settle(cell["outputs"])
+    notebook = nbformat.from_dict(plain)
     notebook.metadata.pop("papermill", None)
     notebook.metadata["kernelspec"] = dict(KERNEL)
     notebook.metadata["cpllm"] = scrub(
@@ -406,6 +441,12 @@ def _reason(error: Exception) -> str:
     """The cell's own error where there is one."""
     name, value = getattr(error, "ename", None), getattr(error, "evalue", None)
     return f"{name}: {value}" if name else f"{type(error).__name__}: {error}"
+
+
+def _data_hash(profile: str | None) -> str | None:
+    """Over the committed manifests of a profile; None where it has none."""
+    files = _files(("data_manifests/{profile}/*.csv",), profile or "-", ROOT)
+    return fingerprint(None, {}, files) if files else None
 
 
 def _source_hash(source: Path) -> str:

@@ -81,6 +81,16 @@ def test_scrub_leaves_images_and_longer_names_alone():
     assert sweep.scrub(picture)["data"] == {"image/png": str(sweep.ROOT), "text/plain": "."}
 
 
+def test_a_redrawn_bar_leaves_its_last_line_alone():
+    def said(text, name="stderr"):
+        return {"output_type": "stream", "name": name, "text": text}
+
+    bar = [said("\x1b[?25l"), said("\r\x1b[2K\x1b[32m1/2\x1b[0m "), said("\r2/2\nend\r\n\x1b[?25h")]
+    table = {"output_type": "execute_result", "data": {}}
+    assert sweep.settle([*bar, table, said(["a\n", "b"], "stdout"), said("\x1b[0m")]) == [
+        said("2/2\nend\n"), table, said("a\nb", "stdout")]
+
+
 def test_up_to_date_follows_contents_not_times(executed):
     source, output = executed / "notebooks" / "a.ipynb", executed / "out" / "a.ipynb"
     data = executed / "input.csv"
