@@ -9,8 +9,10 @@ been run prints "not run".
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,6 +20,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from pandas.io.formats.style import Styler
+from PIL import Image
 
 from cpllm import config, metrics, records
 
@@ -157,7 +160,7 @@ def flip_curve(table: pd.DataFrame, results: Path | str = "results") -> plt.Figu
     runs = of_ladders(read_runs(profile, results), "test")
     colours = iter(sns.color_palette("colorblind", 20))
     with plt.rc_context(style()):
-        figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+        figure, axes = plt.subplots(figsize=(9, 4.4), layout="constrained")
         for system, rows in table[table.metric.isin(STRICT)].groupby("system", sort=False):
             rates = rows.value.to_numpy()
             if (rows.status == "paper").all():
@@ -167,14 +170,15 @@ def flip_curve(table: pd.DataFrame, results: Path | str = "results") -> plt.Figu
             if np.isnan(rates).all():
                 continue  # the table says why
             colour = next(colours)
-            axes.plot(DIFFS, rates, color=colour, label=f"{system} ({profile})")
+            trivial = "--" if system in BASELINES else "-"
+            axes.plot(DIFFS, rates, trivial, color=colour, label=f"{system} ({profile})")
             axes.fill_between(DIFFS, rows.ci_low, rows.ci_high, color=colour, alpha=0.2, lw=0)
             for _, seed in runs[runs.system == system].groupby("seed"):
                 axes.plot(DIFFS, [metrics.flip_rate(seed, d).strict for d in DIFFS], ".",
                           color=colour, clip_on=False)
         axes.set(xlabel="CRF difference of the pair", ylabel="flip rate (strict)", xticks=DIFFS,
                  ylim=(0, None), title=f"Flip rate, {profile} profile (built-in scenes, test)")
-        axes.legend(fontsize="small")
+        figure.legend(fontsize="small", loc="outside right upper")
         (folder := Path(results) / profile / "figures").mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / "table3_flip_rate.svg", metadata={"Date": None})
         figure.savefig(folder / "table3_flip_rate.png", dpi=144)
@@ -186,6 +190,27 @@ def style() -> dict:
     """The one figure style, as rcParams; SVGs come out the same bytes for the same data."""
     return {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.85),
             "svg.hashsalt": "cpllm", "axes.titlesize": "medium"}
+
+
+def slider(pictures: Iterable[np.ndarray], labels: Iterable[str], name: str, say: str) -> str:
+    """HTML that shows one of several pictures, uint8[H, W, 3] each, by a slider that keys move too.
+
+    Without loss and pixel by pixel, twice as large. `name` stands at the slider; a picture's
+    description is `say` and its label. Nothing moves by itself.
+    """
+    choose = ("const f = this.closest('figure'), all = [...f.querySelectorAll('img')];"
+              "all.forEach((e, i) => e.style.display = i == this.value ? '' : 'none');"
+              "f.querySelector('output').value = all[this.value].title;"
+              "this.setAttribute('aria-valuetext', all[this.value].title)")
+    shown, labels = [], list(labels)
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        Image.fromarray(picture).save(data := BytesIO(), "webp", lossless=True, method=6)
+        shown.append(f'<img src="data:image/webp;base64,{b64encode(data.getvalue()).decode()}" '
+                     f'alt="{say}, {label}" title="{label}" width="{2 * picture.shape[1]}" style="'
+                     f'image-rendering: pixelated{"; display: none" * (i > 0)}">')
+    return (f'<figure>{"".join(shown)}<figcaption><label>{name} <input type="range" min="0" '
+            f'max="{len(labels) - 1}" value="0" aria-valuetext="{labels[0]}" oninput="{choose}">'
+            f'</label> <output>{labels[0]}</output></figcaption></figure>')
 
 
 def reading(table: pd.DataFrame, system: str = "default") -> str:
