@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import functools
-import http.server
+import doctest
 import importlib.util
 import io
-import json
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,10 +19,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from cpllm.sweep import NOTEBOOKS, ROOT
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-                None)
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync")
 TABLE3 = """system,metric,value,ci_low,ci_high,n_sources,n_items,seeds,status
 CP-LLM,FR diff=2,0.1234,0.1,0.15,15,300,3,ok
 CP-LLM,FR diff=2 ties,0.0,0,0,15,300,3,ok
@@ -79,7 +72,9 @@ def checkout(root: Path) -> Path:
     skip = shutil.ignore_patterns("_build", "chapters", "__pycache__")
     shutil.copytree(ROOT / "book", root / "book", ignore=skip)
     shutil.copytree(ROOT / "cpllm", root / "cpllm", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "notebooks").mkdir()
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    for name in ("requirements.lock", "CITATION.cff"):
+        shutil.copy(ROOT / name, root)
     return root
 
 
@@ -174,8 +169,13 @@ def test_front_page_shows_measured_values_and_never_the_papers(html):
     assert "0.123 [0.100,\u00a00.150]" in text
     assert "not run (smoke)" in text
     assert "15 sources, 3 seeds" in text
-    glance = text.split("Table 3 (pocket)")[1].split("</table>")[0]
+    glance = text.split("Table 3 in short (pocket)")[1].split("</table>")[0]
     assert "0.987" not in text and "ties" not in glance
+
+
+def test_readme_has_the_committed_results():
+    text, fragments = (ROOT / "README.md").read_text(), load(ROOT).in_readme
+    assert fragments(text, "pocket") == text and "Table 3 in short (pocket)" in text
 
 
 def test_method_page_has_every_equation(html):
@@ -184,10 +184,16 @@ def test_method_page_has_every_equation(html):
     assert numbered >= {"high", "low", "sequence", "score", "ranking", "regression", "total"}
 
 
+def test_worked_examples_give_what_the_method_page_prints():
+    found = doctest.testfile(str(ROOT / "book" / "method.md"), module_relative=False)
+    assert found.failed == 0 and found.attempted > 20
+
+
 def test_pod_page_shows_what_the_notebook_counted_and_of_the_rest_that_it_was_not_run(html):
     text = (html / "pod.html").read_text()
     assert "12.34" in text
-    names = load(ROOT).COUNTED
+    load(ROOT)
+    names = sys.modules["fragments"].COUNTED
     assert text.count("Not run: ") == len(names) - 1
     source = (ROOT / "notebooks" / "85_count_flops.ipynb").read_text()
     assert all(rf'folder / \"{name}.csv\"' in source for name in names)
@@ -213,70 +219,10 @@ def test_a_warning_fails_the_build_and_leaves_it_undone(tmp_path):
 
 def test_auto_shows_smoke_where_only_smoke_has_run(tmp_path, monkeypatch):
     module = load(ROOT)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(sys.modules["fragments"], "ROOT", tmp_path)
     assert module.choose("auto") == "pocket"
     path = module.executed(next(iter(NOTEBOOKS)), "smoke")
     path.parent.mkdir(parents=True)
     path.write_text("{}")
     assert module.choose("auto") == "smoke"
     assert module.choose("paper") == "paper"
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-CHECK = """<!doctype html><title>check</title><pre id="found">unfinished</pre><script>
-const found = [];
-async function look(page, width) {
-  const frame = document.createElement("iframe");
-  frame.style = `width:${width}px;height:800px;border:0`;
-  const loaded = new Promise(done => frame.onload = done);
-  frame.src = page; document.body.append(frame); await loaded;
-  const inner = frame.contentWindow, body = inner.document, root = body.documentElement;
-  if (inner.MathJax && inner.MathJax.startup) await inner.MathJax.startup.promise;
-  const math = [...body.querySelectorAll(".math")];
-  found.push({
-    page, width, over: root.scrollWidth - root.clientWidth, math: math.length,
-    drawn: math.filter(e => e.querySelector("mjx-container svg")).length,
-    wrong: body.querySelectorAll("[data-mjx-error], mjx-merror").length,
-    outside: inner.performance.getEntriesByType("resource").map(e => e.name)
-      .filter(n => !n.startsWith(location.origin)),
-  });
-  frame.remove();
-}
-(async () => {
-  for (const page of PAGES) for (const width of [390, 1280]) await look(page, width);
-  document.getElementById("found").textContent = JSON.stringify(found);
-})();
-</script>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
-def test_browser_draws_equations_without_errors_or_sideways_scroll(html, tmp_path):
-    names = [str(p.relative_to(html)) for p in pages(html)]
-    check = html / "check.html"
-    check.write_text(CHECK.replace("PAGES", json.dumps(names)))
-    serve = functools.partial(Quiet, directory=str(html))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            run = subprocess.run(
-                [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'user'}", "--dump-dom",
-                 "--enable-logging=stderr", "--window-size=1400,1000",
-                 "--virtual-time-budget=240000",
-                 f"http://127.0.0.1:{server.server_port}/check.html"],
-                capture_output=True, text=True, timeout=120)
-        finally:
-            server.shutdown()
-            check.unlink()
-    found = json.loads(re.search(r'<pre id="found">(.*?)</pre>', run.stdout, re.DOTALL)[1])
-    assert len(found) == 2 * len(names)
-    for seen in found:
-        assert seen["over"] <= 0, seen
-        assert seen["drawn"] == seen["math"] and not seen["wrong"], seen
-        assert not seen["outside"], seen
-    assert max(seen["math"] for seen in found) > 40
-    errors = [line for line in run.stderr.splitlines() if "CONSOLE" in line and "rror" in line]
-    assert not errors

@@ -1,12 +1,14 @@
-"""Small Sphinx extension: values of the configuration in prose, and three faults of the toolchain.
+"""Small Sphinx extension: values of the configuration in prose, and faults of the toolchain.
 
 Mended: thebe's scripts, loaded although no page uses them, twice, from another server;
-MathJax's, once more on pages without an equation; the bibliography's list roles.
+MathJax's, once more on pages without an equation; the bibliography's list roles; names of the
+theme's buttons that differ from what they show.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -16,12 +18,18 @@ from cpllm.config import PRESETS
 
 THEBE = re.compile(
     r'<script type="text/x-thebe-config">.*?</script>\s*<script>kernelName.*?</script>', re.DOTALL)
+SCROLLS = "pst-scrollable-table-container"
+NAMES = ((re.compile(r'(<button class="btn search-button-field[^>]*?) aria-label="[^"]*"'), r"\1"),
+         (re.compile(r'(<i class="theme-switch [^>]*?) title="[^"]*"'), r"\1"))
+"""WCAG 2.5.3: a button that shows text is called by it; an icon's title is no name of its own."""
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the role and the page clean-up."""
     app.add_role("config", config_role)
     app.connect("html-page-context", mend_page, priority=900)
+    app.connect("build-finished", mend_names)
+    app.connect("autodoc-process-docstring", mend_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -69,4 +77,32 @@ def mend_page(app: Sphinx, page: str, template: str, context: dict, doctree) -> 
     if "body" in context:
         body = THEBE.sub("", context["body"])
         # ARIA: what stands in a list must be a list item; docutils says doc-biblioentry.
-        context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
+        body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+        # The theme lets keys scroll what is of this class, where it is too wide.
+        context["body"] = body.replace('<div class="math ', f'<div class="{SCROLLS} math ')
+
+
+def mend_names(app: Sphinx, error: Exception | None) -> None:
+    """The theme's buttons, which its templates write after all events of a page."""
+    if error or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        before = text = path.read_text()
+        for pattern, mended in NAMES:
+            text = pattern.sub(mended, text)
+        if text != before:
+            path.write_text(text)
+
+
+def mend_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any,
+                   lines: list[str]) -> None:
+    """Docstrings are written to be read as they are: their code is code, nothing else is markup."""
+    for i in range(len(lines) - 1, 0, -1):  # an indented line begins a block of its own
+        if lines[i - 1].rstrip().endswith(":") and re.match(r" {4}\S", lines[i]):
+            lines.insert(i, "")
+    for i, line in enumerate(lines):
+        if line.lstrip().startswith((">>>", "...")):
+            continue
+        parts = re.split(r"(`[^`]+`)", line)
+        lines[i] = "".join(f"`{part}`" if part.startswith("`") else
+                           re.sub(r"([*|\\_])", r"\\\1", part) for part in parts)
