@@ -31,7 +31,7 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: help setup reproduce sweep book test test-slow test-oracles lint serve data labels benchmark train lock clean
+.PHONY: help setup reproduce sweep book test test-slow test-oracles lint serve pdf data labels benchmark train lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,9 @@ sweep: $(READY) ## train the runs that a grid of notebooks/sweeps lacks: GRID=ta
 
 book: $(READY) ## render what is committed under results/ (a minute at most)
 	@$(BIN)/python book/_ext/build.py $(BOOK_PROFILE)
+
+pdf: $(READY) ## the book as one PDF, printed by Chromium: book/_build/cpllm-PROFILE.pdf
+	@$(BIN)/python book/_ext/build.py $(BOOK_PROFILE) --pdf
 
 serve: book ## show the book at http://localhost:PORT
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html

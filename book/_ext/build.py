@@ -1,34 +1,38 @@
 """Render the book of one profile: stage what was executed, then jupyter-book, if anything changed.
 
-    python book/_ext/build.py PROFILE     # or: auto
+    python book/_ext/build.py PROFILE [--pdf]     # PROFILE may be: auto
 """
 
 from __future__ import annotations
 
-import csv
+import ast
 import hashlib
 import json
-import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpllm.sweep import NOTEBOOKS, read
+import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+from fragments import ROOT, executed, in_readme, pieces
+
+from cpllm.sweep import NOTEBOOKS, read, settle
+
 BOOK = ROOT / "book"
 CHAPTERS = BOOK / "chapters"
 STAMP = BOOK / "_build" / ".built"
-NOT_RUN = "not run"
-COUNTED = ("flops", "memory", "exchange", "time")
-"""What notebook 85_count_flops writes under results/<profile>/cost, for the page on pods."""
+PRINTS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def main(profile: str) -> int:
+def main(profile: str, pdf: bool = False) -> int:
     """Stage and build; 0 when the book is whole and without a warning."""
     begun = time.monotonic()
     profile = choose(profile)
@@ -36,10 +40,13 @@ def main(profile: str) -> int:
     CHAPTERS.mkdir()
     for name in NOTEBOOKS:
         stage(name, profile)
-    (CHAPTERS / "_results.md").write_text(results_table(profile))
-    (CHAPTERS / "_execution.md").write_text(execution_table(profile))
-    for name in COUNTED:
-        (CHAPTERS / f"_cost_{name}.md").write_text(cost_table(name, profile))
+    for name, text in pieces(profile).items():
+        (CHAPTERS / f"_{name}.md").write_text(text)
+    readme = ROOT / "README.md"
+    if profile == "pocket" and readme.exists():
+        readme.write_text(in_readme(readme.read_text(), profile))
+    if pdf:
+        return print_pdf(profile)
     index = BOOK / "_build" / "html" / "index.html"
     digest = sources_hash()
     if index.exists() and STAMP.exists() and STAMP.read_text() == digest:
@@ -48,18 +55,45 @@ def main(profile: str) -> int:
     print(f"Rendering the book ({profile}) …", flush=True)
     # From nothing: Sphinx repeats no warning for a page that it thinks it has built.
     shutil.rmtree(BOOK / "_build", ignore_errors=True)
+    if not jupyter_book():
+        return 1
+    STAMP.write_text(digest)
+    print(f"The book ({profile}) took {time.monotonic() - begun:.0f} s: {index.relative_to(ROOT)}")
+    return 0
+
+
+def jupyter_book(*more: str) -> bool:
+    """Whether it built the book without a warning, which else are printed."""
     tool = Path(sys.executable).with_name("jupyter-book")
-    command = [str(tool), "build", str(BOOK), "-W", "--keep-going", "-n"]
-    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         text=True)
+    run = subprocess.run([str(tool), "build", str(BOOK), "-W", "--keep-going", "-n", *more],
+                         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if run.returncode:
         lines = re.sub(r"\x1b\[[0-9;]*m", "", run.stdout).splitlines()  # colours
         faults = [line for line in lines if "WARNING" in line or "ERROR" in line]
         print(*(faults or lines[-40:]), "The book is not whole: warnings count as errors.",
               sep="\n", file=sys.stderr)
+    return not run.returncode
+
+
+def print_pdf(profile: str) -> int:
+    """The whole book as one PDF, by Chromium."""
+    program = next(filter(None, map(shutil.which, PRINTS)), None)
+    if program is None:
+        print("make pdf prints with Chromium, which isn't here: apt install chromium",
+              file=sys.stderr)
         return 1
-    STAMP.write_text(digest)
-    print(f"The book ({profile}) took {time.monotonic() - begun:.0f} s: {index.relative_to(ROOT)}")
+    if not jupyter_book("--builder", "singlehtml"):
+        return 1
+    path = BOOK / "_build" / f"cpllm-{profile}.pdf"
+    with tempfile.TemporaryDirectory() as home:
+        subprocess.run([
+            program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={home}", "--no-pdf-header-footer",
+            "--virtual-time-budget=120000", f"--print-to-pdf={path}",
+            (BOOK / "_build" / "singlehtml" / "intro.html").as_uri()],
+            check=True, capture_output=True)
+    print(f"The book ({profile}) as a PDF: {path.relative_to(ROOT)}")
     return 0
 
 
@@ -71,16 +105,11 @@ def choose(profile: str) -> str:
                 "pocket")
 
 
-def executed(name: str, profile: str) -> Path:
-    """Where an executed notebook lies."""
-    return ROOT / "results" / profile / "notebooks" / f"{name}.ipynb"
-
-
 def stage(name: str, profile: str) -> None:
     """One chapter: the executed notebook with its profile and provenance, or a page "not run"."""
-    path = executed(name, profile)
+    path, source = executed(name, profile), ROOT / "notebooks" / f"{name}.ipynb"
     if not path.exists():
-        title = with_profile(title_of(ROOT / "notebooks" / f"{name}.ipynb", name), profile)
+        title = with_profile(title_of(source, name), profile)
         target = "benchmark" if NOTEBOOKS[name].timed else "reproduce"
         (CHAPTERS / f"{name}.md").write_text(
             f"# {title}\n\nNot run. `make {target} PROFILE={profile}` executes "
@@ -91,15 +120,27 @@ def stage(name: str, profile: str) -> None:
     if head["cell_type"] != "markdown" or not head["source"].startswith("# "):
         raise SystemExit(f"{name}.ipynb: expected a first cell of markdown that begins with '# '")
     first, _, rest = head["source"].partition("\n")
-    head["source"] = f"# {with_profile(first[2:].strip(), profile)}\n{rest}"
+    made = notebook["metadata"].get("cpllm")
+    head["source"] = "\n".join([f"# {with_profile(first[2:].strip(), profile)}\n",
+                                strip(name, profile, made), rest])
+    described = pictures(source)
     tags = {tag for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])}
     for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = settle(cell["outputs"])
+            cell["metadata"] |= described.get(cell.get("id"), {})
         if "injected-parameters" in tags and "parameters" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("remove-cell")
-    box = provenance(notebook["metadata"].get("cpllm"))
-    notebook["cells"].append(
-        {"cell_type": "markdown", "id": "provenance", "metadata": {}, "source": box})
+    notebook["cells"].append({"cell_type": "markdown", "id": "provenance", "metadata": {},
+                              "source": provenance(made, parameters(notebook["cells"]))})
     (CHAPTERS / f"{name}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False))
+
+
+def pictures(source: Path) -> dict[str, dict[str, Any]]:
+    """What a notebook's cells say of their pictures, by cell: today's words for older pictures."""
+    cells = read(source)["cells"] if source.exists() else []
+    return {cell["id"]: {"mystnb": cell["metadata"]["mystnb"]} for cell in cells
+            if "mystnb" in cell["metadata"]}
 
 
 def title_of(source: Path, name: str) -> str:
@@ -113,102 +154,70 @@ def with_profile(title: str, profile: str) -> str:
     return title if profile in title else f"{title} ({profile})"
 
 
-def provenance(made: dict[str, Any] | None) -> str:
+def strip(name: str, profile: str, made: dict[str, Any] | None) -> str:
+    """A line under the title: when and where, and the way to the notebook in several forms."""
+    when = f"Executed {made['started'][:10]} in {made['duration_s']:,.0f} s, " if made else ""
+    launch = [f"[{where}]({address})" for where, address in launches(name).items()]
+    links = [f"{{download}}`source notebook <../../notebooks/{name}.ipynb>`",
+             f"{{download}}`as executed <../../results/{profile}/notebooks/{name}.ipynb>`",
+             "[run records](../runs.md)", *launch]
+    return f":::{{div}} made\n{when}profile **{profile}** · {' · '.join(links)}\n:::\n"
+
+
+def launches(name: str) -> dict[str, str]:
+    """Addresses that open a notebook elsewhere; without a public repository, the page on that."""
+    address, branch = repository()
+    if not address.startswith("https://github.com/"):
+        return dict.fromkeys(("Colab", "Binder"), "colab-and-binder")
+    place, path = address.removeprefix("https://github.com/"), f"notebooks/{name}.ipynb"
+    return {"Colab": f"https://colab.research.google.com/github/{place}/blob/{branch}/{path}",
+            "Binder": f"https://mybinder.org/v2/gh/{place}/{branch}?urlpath=lab/tree/{path}"}
+
+
+def repository() -> tuple[str, str]:
+    """The public address of this repository and its branch: _config.yml's, or the workflow's."""
+    known = yaml.safe_load((BOOK / "_config.yml").read_text())["repository"]
+    server, name = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
+    return known["url"] or (f"{server}/{name}" if server and name else ""), known["branch"]
+
+
+def parameters(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A notebook's parameters with the values that it ran with: its own, and those set outside."""
+    found = {}
+    for tag in ("parameters", "injected-parameters"):
+        for cell in cells:
+            if tag in cell["metadata"].get("tags", []):
+                found |= {node.targets[0].id: ast.literal_eval(node.value)
+                          for node in ast.parse(cell["source"]).body
+                          if isinstance(node, ast.Assign)}
+    return found
+
+
+def provenance(made: dict[str, Any] | None, given: dict[str, Any]) -> str:
     """A box that says what, when, how long, where and with what a chapter was executed."""
     if not made:
         return ":::{warning}\nNo provenance: not executed by cpllm.sweep.\n:::"
     commit = f"`{made['commit'][:10]}`" if made.get("commit") else "none (not in git)"
+    data = made.get("data_sha256")
     rows = {
         "Source": f"`notebooks/{made['source']}`, SHA-256 `{made['source_sha256'][:12]}…`",
-        "Parameters": ", ".join(f"`{k} = {v!r}`" for k, v in made["parameters"].items()) or "none",
+        "Parameters": ", ".join(f"`{k} = {v!r}`" for k, v in given.items()) or "none",
+        "Seed": f"{given['seed']}" if "seed" in given else "those of the [runs](../runs.md)",
         "Commit": commit + (", with changes not committed" if made.get("dirty") else ""),
         "Executed": f"{made['started'][:16].replace('T', ' ')} UTC in {made['duration_s']:,.0f} s",
         "Device": made["device"],
         "Versions": ", ".join(f"{k} {v}" for k, v in made["versions"].items()),
+        "Data": f"manifests' SHA-256 `{data[:12]}…`" if data else "manifests' hash not recorded",
         "Inputs and code": f"SHA-256 `{made['fingerprint'][:12]}…`",
+        "Records": "[each run](../runs.md) with configuration, history and predictions",
     }
     facts = "\n\n".join(f"{term}\n: {fact}" for term, fact in rows.items())
     return f":::{{admonition}} Where this page comes from\n:class: note provenance\n\n{facts}\n:::"
 
 
-def results_table(profile: str) -> str:
-    """Table 3 as computed here: systems by metrics, with intervals; "not run" where absent."""
-    path = ROOT / "results" / profile / "tables" / "table3.csv"
-    caption = f"**Table 3 ({profile}).** "
-    if not path.exists():
-        return caption + f"Not run: `make reproduce PROFILE={profile}` computes it.\n"
-    with path.open(newline="") as stream:
-        rows = [r for r in csv.DictReader(stream) if r["status"] != "paper"]
-    shown = [r for r in rows if not r["metric"].endswith((" ties", " half"))]
-    metrics = list(dict.fromkeys(r["metric"] for r in shown))
-    systems = list(dict.fromkeys(r["system"] for r in shown))
-    cells = {(r["system"], r["metric"]): measured(r) for r in shown}
-    rests_on = ", ".join(filter(None, (counted(rows, "n_sources", "source"),
-                                       counted(rows, "seeds", "seed"))))
-    names = [f"CP-LLM ({profile})" if s == "default" else s for s in systems]
-    body = [[m, *(cells.get((s, m), NOT_RUN) for s in systems)] for m in metrics]
-    return table(
-        ["", *names], body,
-        f"{caption}FR: flip rate by difference of CRF, lower is better. SRCC: with the FR-proxy, "
-        f"not with opinions. In brackets: 95% intervals over sources"
-        f"{f' ({rests_on})' if rests_on else ''}.\n")
-
-
-def measured(row: dict[str, str]) -> str:
-    """"0.125 [0.101, 0.149]", or the row's status where it has no value."""
-    try:
-        value, low, high = (float(row[k] or "nan") for k in ("value", "ci_low", "ci_high"))
-    except ValueError:
-        return row.get("status") or NOT_RUN
-    if math.isnan(value):
-        return row.get("status") or NOT_RUN
-    note = "" if row.get("status") in ("ok", "", None) else f" ({row['status']})"
-    return f"{value:.3f}" + ("" if math.isnan(low) else f" [{low:.3f},\u00a0{high:.3f}]") + note
-
-
-def counted(rows: list[dict[str, str]], column: str, word: str) -> str:
-    """"15 sources", "12 to 15 sources"; empty where no row says."""
-    numbers = sorted({int(float(r[column])) for r in rows if r[column] not in ("", "nan")} - {0})
-    if not numbers:
-        return ""
-    span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-    return f"{span} {word}{'' if span == '1' else 's'}"
-
-
-def cost_table(name: str, profile: str) -> str:
-    """One of the `COUNTED` tables; "not run" where it has not been counted."""
-    path = ROOT / "results" / profile / "cost" / f"{name}.csv"
-    if not path.exists():
-        return f"Not run: `notebooks/85_count_flops.ipynb` writes `{path.relative_to(ROOT)}`.\n"
-    with path.open(newline="") as stream:
-        head, *rows = csv.reader(stream)
-    return table(head, rows)
-
-
-def execution_table(profile: str) -> str:
-    """Each chapter: when, how long, at which commit; "not run" where it has not."""
-    rows = []
-    for name in NOTEBOOKS:
-        path = executed(name, profile)
-        made = read(path)["metadata"].get("cpllm") if path.exists() else None
-        rows.append([f"[{name}](chapters/{name})", *(
-            [NOT_RUN, "", "", ""] if not made else [
-                made["started"][:10], f"{made['duration_s']:,.0f} s",
-                (made["commit"] or "none")[:10], made["device"]])])
-    return table(["Chapter", "Executed", "Took", "Commit", "Device"], rows,
-                 f"Profile: **{profile}**.\n")
-
-
-def table(head: list[str], rows: list[list[str]], before: str = "") -> str:
-    """Markdown table; a bar in a cell is escaped."""
-    lines = [head, ["---"] * len(head), *rows]
-    body = ["| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines]
-    return "\n".join([*([before] if before else []), *body]) + "\n"
-
-
 def sources_hash() -> str:
     """Over everything that the pages are made of; the package too, which they quote."""
-    whole = hashlib.sha256()
+    whole = hashlib.sha256("".join(repository()).encode())
     files = [p for p in BOOK.rglob("*") if p.is_file()] + list((ROOT / "cpllm").rglob("*.py"))
     for path in sorted(files):
         if not {"_build", "__pycache__"} & set(path.parts):
@@ -218,4 +227,5 @@ def sources_hash() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "auto"))
+    words = [word for word in sys.argv[1:] if word != "--pdf"]
+    sys.exit(main(words[0] if words else "auto", pdf="--pdf" in sys.argv))
