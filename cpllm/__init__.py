@@ -8,13 +8,13 @@
 
 from importlib import import_module
 
-__all__ = ["compare", "describe", "heatmap", "load", "score"]
+__all__ = ["compare", "describe", "heatmap", "ladder", "load", "score"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
     """`load` and the one-call helpers, imported on first use: importing costs no JAX."""
     if name in __all__:
-        home = "cpllm.damage" if name == "heatmap" else "cpllm.infer"
+        home = "cpllm.damage" if name == "heatmap" else "cpllm.judge"
         return getattr(import_module(home), name)
     raise AttributeError(f"module 'cpllm' has no attribute {name!r}")

@@ -8,14 +8,16 @@ number of sources, not of videos.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cpllm import metrics
 from cpllm.data.annotate import word
+
+if TYPE_CHECKING:  # SciPy's optimisers and distributions, which reading a score doesn't need
+    from cpllm import metrics
 
 PROMISED = {"run to run": 0.0, "across batch sizes": 0.0, "across thread counts": 1e-3}
 """Largest difference, in points, between two scores of one file on one machine."""
@@ -48,6 +50,8 @@ def calibrate(frame: pd.DataFrame, truth: str = "proxy", level: float = 0.9,
     the K + 1st share stands for the unseen source. Holds where sources are exchangeable with the
     K given ones and none of them trained the model or the `curve`. ValueError with K too few.
     """
+    from cpllm import metrics
+
     metrics.check(frame, truth)
     sources = frame.source.nunique()
     if level * (sources + 1) > sources + 1e-9:
@@ -74,6 +78,8 @@ def coverage(frame: pd.DataFrame, calibration: Calibration, truth: str = "proxy"
 
     `frame` must hold sources that neither trained nor calibrated the model.
     """
+    from cpllm import metrics
+
     def inside(rows: pd.DataFrame, counts: NDArray) -> NDArray:
         hit = np.abs(rows[truth] - _score(rows.prediction, calibration.curve))
         share = (hit <= calibration.half_width).groupby(rows.source).mean().to_numpy()
@@ -129,4 +135,8 @@ def card(calibration: Calibration, covered: metrics.Estimate, resolutions: Mappi
 
 def _score(prediction: ArrayLike, curve: tuple[float, ...] | None) -> NDArray:
     value = np.asarray(prediction, float)
-    return np.clip(value if curve is None else metrics.logistic(value, *curve), 0, 100)
+    if curve is not None:
+        from cpllm import metrics
+
+        value = metrics.logistic(value, *curve)
+    return np.clip(value, 0, 100)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import glob
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from cpllm import config
+from cpllm import config, verdicts
 
-COLUMNS = ("path", "score", "word", "frames", "error")
+COLUMNS = ("path", "score", "low", "high", "word", "warnings", "error")
+SUFFIXES = frozenset((
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
+    ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m"))
+"""What counts as a video in a folder; a file that is named may be called anything."""
+
 SPLITS = ("train", "validation", "test")
 
 EVALUATED = {
@@ -57,8 +63,19 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     score = verb("score", score_files, "Score videos, 0-100; higher is better.")
-    score.add_argument("files", nargs="+", metavar="FILE")
+    score.add_argument("files", nargs="+", metavar="PATH",
+                       help="a file, a folder with all below it, or a pattern as 'clips/*.mp4'")
     score.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    score.add_argument("--per-frame", action="store_true", help="also show each key frame's score")
+    climb = verb("ladder", climb_ladder, "Encode a video at CRFs and score the encodes.")
+    climb.add_argument("files", nargs=1, metavar="FILE")
+    climb.add_argument("--crfs", type=int, nargs="+", default=(), metavar="CRF",
+                       help="default: ten from 15 to the codec's last")
+    climb.add_argument("--codec", choices=("h264", "hevc", "vp9", "av1"), default="h264")
+    climb.add_argument("--preset", default="medium", help="of x264 (default: medium)")
+    climb.add_argument("--seconds", type=float, metavar="S", help="only of the beginning")
+    for sub in (score, climb):
+        sub.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the scores")
     compare = verb("compare", compare_files, "Say which of two videos looks better.")
     compare.add_argument("files", nargs=2, metavar="FILE")
     describe = verb("describe", describe_file, "Describe content, style and technical quality.")
@@ -68,9 +85,9 @@ def parser() -> argparse.ArgumentParser:
     heat.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the frame and its map")
     heat.add_argument("--stride", type=int, metavar="PIXELS",
                       help="between places (default: a quarter of a patch)")
-    for sub in (compare, describe, heat):
+    for sub in (compare, describe, climb, heat):
         sub.add_argument("--format", choices=("text", "json"), default="text")
-    for sub in (score, compare, describe, heat):
+    for sub in (score, compare, describe, climb, heat):
         sub.add_argument("--weights", type=Path, help="weights file (default: the committed model)")
     data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
     data.add_argument("--check", action="store_true",
@@ -169,75 +186,119 @@ def _as_elsewhere() -> None:
 
 def _load(args: argparse.Namespace):
     _quiet()
-    from cpllm.infer import load
+    from cpllm.judge import load
 
     return load(args.weights)
 
 
 def score_files(args: argparse.Namespace) -> int:
     """A row per file in argument order; 2 if a file could not be scored."""
-    from cpllm.data.video import VideoError
+    from rich.console import Console
+    from rich.progress import track
 
-    model, rows = _load(args), []
-    for path in args.files:
-        try:
-            rows.append({**dataclasses.asdict(model.score(path)), "error": None})
-        except VideoError as error:
-            print(f"error: {_line(error)}", file=sys.stderr)
-            rows.append(
-                {"path": path, "score": None, "word": None, "frames": None, "error": str(error)}
-            )
-    {"table": _table, "json": _json, "csv": _csv}[args.format](rows)
-    return 2 if any(row["error"] for row in rows) else 0
+    files, scores, rows = _expanded(args.files), [], []
+    found = _load(args).scores(files)
+    quiet = len(files) == 1 or not sys.stderr.isatty()
+    for path, score in zip(files, track(found, "scoring", len(files), transient=True, disable=quiet,
+                                        console=Console(stderr=True)), strict=True):
+        if isinstance(score, Exception):
+            print(f"error: {verdicts.one_line(score)}", file=sys.stderr)
+            rows.append({**dict.fromkeys(f.name for f in dataclasses.fields(verdicts.Score)),
+                         "path": path, "warnings": [], "error": str(score)})
+        else:
+            scores.append(score)
+            rows.append({**dataclasses.asdict(score), "error": None})
+    if args.format == "json":
+        _json(rows)
+    else:
+        {"table": _table, "csv": _csv}[args.format](rows, args.per_frame)
+    if args.plot and scores:
+        verdicts.draw(scores).savefig(args.plot)
+    return 2 if len(scores) < len(rows) else 0
 
 
-def _line(text: Any) -> str:
-    """One line that a terminal obeys no command of."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+def _expanded(names: list[str]) -> list[str]:
+    """Folders as the videos below them, patterns as what they match, in order of name."""
+    found = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES
+                      and not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            found += [str(p) for p in inside if not p.is_dir()] or [name]  # then refused by name
+        elif glob.has_magic(name) and not path.exists():
+            matching = sorted(glob.glob(name, recursive=True))
+            found += _expanded(matching) if matching else [name]
+        else:
+            found.append(name)
+    return found
 
 
 def _json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
-def _csv(rows: list[dict]) -> None:
-    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+def _csv(rows: list[dict], per_frame: bool) -> None:
+    """A line per video or, if asked, per key frame."""
+    columns = COLUMNS + ("time", "frame_score") * per_frame
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for row in rows:
-        frames = " ".join(map(str, row["frames"] or ()))
-        writer.writerow({k: "" if v is None else v for k, v in {**row, "frames": frames}.items()})
+        told = {k: "" if v is None else v for k, v in row.items()}
+        told["warnings"] = "; ".join(row["warnings"])
+        seen = zip(row["times"] or [""], row["frames"] or [""], strict=True)
+        for time, score in seen if per_frame else [("", "")]:
+            writer.writerow({**told, "time": time, "frame_score": score})
 
 
-def _table(rows: list[dict]) -> None:
+def _table(rows: list[dict], per_frame: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
 
-    table = Table(
-        Column("video", overflow="fold"), Column("score", justify="right"), "quality", box=None
-    )
+    notes = dict.fromkeys(text for row in rows for text in row["warnings"])
+    marks = {text: str(i) for i, text in enumerate(notes, 1)}
+    level = "90%"
+    table = Table(Column("video", overflow="fold"), Column("score", justify="right"),
+                  Column(level, justify="right"), "quality", "note", box=None)
     for row in rows:
-        value = "-" if row["error"] else f"{row['score']:.1f}"
-        table.add_row(escape(_line(row["path"])), value, row["word"] or "error")
-    Console().print(table)
+        known = row["low"] is not None
+        table.add_row(
+            escape(verdicts.one_line(row["path"])), "-" if row["error"] else f"{row['score']:.1f}",
+            f"{row['low']:.0f}–{row['high']:.0f}" if known else "-", row["word"] or "error",
+            " ".join(marks[text] for text in row["warnings"]))
+        for time, score in zip(row["times"] or (), row["frames"] or (), strict=True):
+            if per_frame:
+                table.add_row(f"  at {time:.2f} s", f"{score:.1f}", "", "", "")
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if narrow else 200, highlight=False)
+    console.print(table)
+    for text, mark in marks.items():
+        console.print(f"{mark}  {text}", markup=False)
+
+
+def _told(args: argparse.Namespace, result: Any) -> None:
+    _json(dataclasses.asdict(result)) if args.format == "json" else print(result)
 
 
 def compare_files(args: argparse.Namespace) -> None:
-    """Both scores, the better one, and the decoder's answer."""
-    result = _load(args).compare(*args.files)
-    if args.format == "json":
-        return _json(dataclasses.asdict(result))
-    for score in (result.first, result.second):
-        print(f"{score.score:6.1f}  {score.word:9}  {score.path}")
-    print(f"better by score: the {result.better}; the decoder answers: {result.answer}")
+    """Both scores, the better one, how sure that is, and the decoder's answers."""
+    _told(args, _load(args).compare(*args.files))
 
 
 def describe_file(args: argparse.Namespace) -> None:
     """The three sentences and the score."""
-    result = _load(args).describe(args.files[0])
-    if args.format == "json":
-        return _json(dataclasses.asdict(result))
-    print(f"{result.text}\n(score {result.score.score:.1f}, {result.score.word})")
+    _told(args, _load(args).describe(args.files[0]))
+
+
+def climb_ladder(args: argparse.Namespace) -> None:
+    """A table of encodes with the CRF at which quality starts to fall, and a plot if asked."""
+    result = _load(args).ladder(
+        args.files[0], args.crfs, args.codec, args.preset, args.seconds)
+    _json({**dataclasses.asdict(result), "knee": result.knee}) if args.format == "json" \
+        else print(result)
+    if args.plot:
+        result.draw().savefig(args.plot)
 
 
 def map_file(args: argparse.Namespace) -> None:

@@ -7,9 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -158,7 +157,7 @@ def score_runs(profile: str, again: bool = True) -> None:
     and so do baselines that this code has measured. Without `again` of the runs only those that
     have no predictions yet.
     """
-    from cpllm.infer import load
+    from cpllm.infer import ahead, load
 
     start = records.start()
     manifest = DATA / profile / "manifest.csv"
@@ -180,7 +179,7 @@ def score_runs(profile: str, again: bool = True) -> None:
         return scores | {f"{name}-s0": value for name, value in trivial.items()}
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        judged = _ahead(pool, judge, table.to_dict("records"))
+        judged = ahead(pool, judge, table.to_dict("records"))
         for found in track(judged, "scoring videos", len(table), console=console):
             for name, value in found.items():
                 columns[name].append(value)
@@ -253,17 +252,6 @@ def _repeat(profile: str, weights: Path, scores: Mapping[str, float]) -> None:
     with ThreadPoolExecutor() as pool:
         found = dict(zip(ways, pool.map(lambda way: differ(*way), ways.values()), strict=True))
     records.write_json(path, {"weights_sha256": sha256, "points": found})
-
-
-def _ahead(pool: Executor, job: Callable, items: Iterable, ahead: int = 8) -> Iterator:
-    """Results in order, those of the next `ahead` items in the making meanwhile."""
-    waiting: deque[Future] = deque()
-    for item in items:
-        waiting.append(pool.submit(job, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def answer_runs(profile: str, _fresh: bool = False) -> None:

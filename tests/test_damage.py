@@ -12,19 +12,19 @@ import cpllm
 from cpllm import cli, config, damage, figures
 from cpllm.data import distort, scenes, text, video
 from cpllm.data.batches import model_inputs
-from cpllm.infer import Scorer, load
+from cpllm.judge import Judge, load
 from cpllm.model import rivals
 
 
-def untrained(**changes) -> Scorer:
+def untrained(**changes) -> Judge:
     """A tiny model with random weights, which says nothing of quality."""
     cfg = config.replace(config.smoke(), **changes)
     tokenizer = text.train_tokenizer(["The video shows a cat. Its quality is good."], 600)
-    return Scorer(cfg, rivals.build(cfg.model, nnx.Rngs(0)), tokenizer)
+    return Judge(cfg, rivals.build(cfg.model, nnx.Rngs(0)), tokenizer)
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Scorer:
+def tiny() -> Judge:
     return untrained()
 
 
@@ -33,7 +33,7 @@ def noisy() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
 
 
-def seen(frame: np.ndarray, scorer: Scorer) -> np.ndarray:
+def seen(frame: np.ndarray, scorer: Judge) -> np.ndarray:
     return video.resize(frame[None], scorer.cfg.video.high_size)[0]
 
 

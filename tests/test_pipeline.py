@@ -63,7 +63,7 @@ def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place
     assert all(repeated["points"][k] <= most for k, most in calibrate.PROMISED.items())
     one = table[table["split"] == "test"].iloc[0]["video"]
     assert whole.set_index("video").loc[one, "prediction"] == pytest.approx(
-        scorer.score(place / "data" / "smoke" / f"{one}.mp4").score, rel=1e-5
+        scorer.frame_scores(scorer.inputs(place / "data" / "smoke" / f"{one}.mp4")).mean(), rel=1e-5
     )
     for name in set(baselines.BASELINES) - set(baselines.FITS):
         assert len(predictions(place, f"{name}-s0")) == len(whole)

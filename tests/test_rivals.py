@@ -167,7 +167,7 @@ def test_a_saved_rival_scores_the_same_within_0_and_100(kind, tmp_path):
     np.testing.assert_array_equal(before.frame_scores(inputs), after.frame_scores(inputs))
     assert ((after.frame_scores(inputs) >= 0) & (after.frame_scores(inputs) <= 100)).all()
     with pytest.raises(ValueError, match=f"{kind}: this model has scores and no words"):
-        after._answer([inputs, inputs], text.DESCRIBE)
+        after.answer([after.middle(inputs)], text.DESCRIBE)
 
 
 def test_a_rival_starts_from_the_pretrained_parts_that_it_has(tmp_path):

@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cpllm.data.scenes import pq_decode
-
 PEAK, WHITE = 1000.0, 203.0
 """cd/m²: of HLG's nominal display (BT.2100), and of a diffuse white (BT.2408). What a PQ film has
 above the peak is white."""
@@ -35,6 +33,8 @@ def pq(signal: np.ndarray) -> np.ndarray:
     >>> pq(np.array([0, 0.50808, 1])).round().tolist()
     [0.0, 100.0, 10000.0]
     """
+    from cpllm.data.scenes import pq_decode  # which draws: who only scores a file need not load it
+
     return pq_decode(1023 * signal)
 
 

@@ -15,10 +15,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -77,7 +78,7 @@ class BuildError(RuntimeError):
     """One line: how many scenes could not be made, which first, and why."""
 
 
-def encode(frames: np.ndarray | list[av.VideoFrame], path: Path, crf: int, fps: float,
+def encode(frames: np.ndarray | Iterable[av.VideoFrame], path: Path, crf: int, fps: float,
            codec: str = "h264", preset: str = "medium") -> None:
     """Encode uint8[N, H, W, 3] as 8-bit 4:2:0; even sides. The same input gives the same bytes.
 
@@ -86,8 +87,9 @@ def encode(frames: np.ndarray | list[av.VideoFrame], path: Path, crf: int, fps: 
     what a failed encode wrote goes to `quarantine` beside it. `preset` is x264's; the other
     encoders' options are in ENCODERS.
     """
-    shots = frames if isinstance(frames, list) else planar(frames)
-    width, height = shots[0].width, shots[0].height
+    shots = iter(planar(frames) if isinstance(frames, np.ndarray) else frames)
+    first = next(shots)
+    width, height = first.width, first.height
     if height % 2 or width % 2:
         raise ValueError(f"{path}: 4:2:0 needs even sides, came {width}x{height}")
     part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -102,7 +104,7 @@ def encode(frames: np.ndarray | list[av.VideoFrame], path: Path, crf: int, fps: 
             context.thread_count, context.time_base = 1, 1 / rate
             context.color_range = ColorRange.MPEG
             context.colorspace = TAGS[video.default_matrix(height, width)]
-            for i, shot in enumerate(shots):
+            for i, shot in enumerate(chain([first], shots)):
                 shot.pts, shot.time_base = i, context.time_base
                 container.mux(stream.encode(shot))
             container.mux(stream.encode(None))

@@ -71,6 +71,7 @@ class Sample(NamedTuple):
     frames: np.ndarray  # uint8[M, H, W, 3] RGB, as displayed
     times: tuple[float, ...]  # seconds of each from the clip's beginning, at its mean frame rate
     count: int  # of the clip's frames
+    fps: float  # their mean rate
     hdr: bool  # by its tag: PQ or HLG
 
 
@@ -107,13 +108,19 @@ def sample(path: str | Path, m: int, threads: int = 0) -> Sample:
         chosen = key_indices(n, m)
         found, n = _collect(path, chosen, threads)
     frames = _stack(path, [found[i] for i in chosen if i in found])
-    return Sample(frames, tuple(i / index.fps for i in chosen), n, index.hdr)
+    return Sample(frames, tuple(i / index.fps for i in chosen), n, index.fps, index.hdr)
+
+
+def shown(path: str | Path, threads: int = 0) -> Iterator[np.ndarray]:
+    """Every frame of a clip as displayed, uint8[H, W, 3] RGB, one after another."""
+    with _open(path, threads) as (_, stream):
+        for frame in _frames(path, stream):
+            yield _shown(path, stream, frame)
 
 
 def all_frames(path: str | Path, threads: int = 0) -> np.ndarray:
     """Every frame of a clip: uint8[N, H, W, 3] RGB. For short clips; memory grows with N."""
-    with _open(path, threads) as (_, stream):
-        return _stack(path, [_shown(path, stream, frame) for frame in _frames(path, stream)])
+    return _stack(path, list(shown(path, threads)))
 
 
 def probe(path: str | Path) -> Probe:
