@@ -1,7 +1,7 @@
 """What weights know of themselves: how far a score can be off, and which videos they were made for.
 
-A card is a JSON file beside its weights, made by `cpllm calibrate` from a profile's training and
-validation split.
+A card is a JSON file beside its weights, made by `cpllm calibrate` from the splits that trained the
+model and chose among its steps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cpllm import records
 from cpllm.calibrate import Calibration, Reading, calibrate, read, resolution
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class Content:
         along = np.asarray(self.axes) @ off
         rest = max(off @ off - along @ along, 0) / self.rest**2
         return float(np.sqrt(np.sum((along / self.scales) ** 2) + rest)) / self.limit
+
+
+def features(seen: tuple) -> NDArray:
+    """float[D] of what a model sees of a video, (u, v) [M,T,D]: the means of both."""
+    return np.concatenate([np.asarray(x, float).mean((0, 1)) for x in seen])
 
 
 def fit_content(train: NDArray, validation: NDArray, sources: pd.Series) -> Content:
@@ -120,8 +126,6 @@ class Card:
 
     def write(self, path: Path) -> None:
         """As JSON, atomically."""
-        from cpllm import records
-
         records.write_json(path, asdict(self) | {"calibration": self.calibration._asdict()})
 
 
@@ -162,8 +166,6 @@ def beside(weights: Path) -> Path:
 
 def of(weights: Path) -> Card | None:
     """The card beside a weights file; None where there is none, or another file's."""
-    from cpllm import records
-
     if not (values := records.read_json(beside(weights))):
         return None
     known = {**values, "calibration": Calibration(**values["calibration"]),

@@ -123,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--dry-run", action="store_true", help="only print the plan and its cost")
     sweep.add_argument("--workers", type=int, help="runs at once (default: one a core)")
     sweep.add_argument("--scheduler", metavar="ADDRESS", help="of a dask cluster, as in data")
+    known = verb("calibrate", calibrate_weights, "Measure how far scores are off, and for what.")
     timing = verb("benchmark", time_machine, "Execute the notebooks that time this machine.")
     timing.add_argument("names", nargs="*", metavar="NAME",
                         help="as encodes (default: all, one after another)")
@@ -169,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--against-prediction", metavar="COL", help="default: as --prediction")
     evaluate.add_argument("--draws", type=int, default=2000, help="of the bootstrap")
     evaluate.add_argument("--format", choices=("text", "json"), default="text")
-    for sub in (data, again, train, reproduce, sweep, timing):
+    for sub in (data, again, train, reproduce, sweep, known, timing):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
 
@@ -459,6 +460,15 @@ def import_checkpoints(args: argparse.Namespace) -> None:
         args.out, config.paper(), args.videoprism, high, decoder, args.tokenizer, args.dtype
     )
     print(f"{args.out}: {cfg.model.high}, {cfg.model.low}, {cfg.model.decoder}")
+
+
+def calibrate_weights(args: argparse.Namespace) -> None:
+    """Write the card beside the package's weights."""
+    _quiet()
+    from cpllm import pipeline
+
+    path = pipeline.make_card(args.profile)
+    print(path or f"{args.profile}: its model is not the package's, which alone carries a card")
 
 
 def time_machine(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from cpllm.verdicts import Comparison, Description, Score
 if TYPE_CHECKING:
     from cpllm.damage import Heatmap
 
-ALIKE = 0.9
+ALIKE = 0.8
 """Correlation of the high-level views from which on two clips are taken for encodes of one."""
 
 UNKNOWN = "the weights carry no card: neither interval nor training domain is known"
@@ -111,8 +111,7 @@ class Judge(infer.Scorer):
         if self.card:
             reading = self.card.read(value)
             told = (reading.score, reading.word, reading.low, reading.high)
-            features = np.concatenate([np.asarray(x).mean((0, 1)) for x in tokens])
-            warnings = self.card.warnings(sample, features, m)
+            warnings = self.card.warnings(sample, card.features(tokens), m)
         score = Score(str(path), *told, tuple(map(float, frames)), sample.times, tuple(warnings))
         middle = tuple(x[m // 2: m // 2 + 1] for x in tokens)
         return Seen(score, inputs["view"][m // 2], middle)

@@ -17,7 +17,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from cpllm import answers, baselines, config, grid, records, sweep
+from cpllm import answers, baselines, card, config, grid, records, sweep
 from cpllm.data import ladder, manifests, video
 from cpllm.data.batches import Batch, frame_store, model_inputs, store_frames
 
@@ -107,6 +107,7 @@ def train_grids(
         _ship(profile, {*again} - {*failed})
     if score:
         score_runs(profile, again=False)
+        make_card(profile, again=False)
     if failed:
         raise grid.GridError("\n".join([f"{len(failed)} of {len(again)} runs failed", *(
             f"{name}: {error}" for name, error in failed.items())]))
@@ -254,6 +255,39 @@ def _repeat(profile: str, weights: Path, scores: Mapping[str, float]) -> None:
     records.write_json(path, {"weights_sha256": sha256, "points": found})
 
 
+def make_card(profile: str, again: bool = True) -> Path | None:
+    """Write the card of the package's weights, where the profile's default model is theirs.
+
+    The interval and the confidence come from the run's validation predictions; the domain from what
+    the model sees of each scene's original and every fourth clip after it, of both splits.
+    Without `again` only where the card is missing or another file's.
+    """
+    from cpllm.infer import DEFAULT, ahead, load
+
+    if DEFAULT.stem != profile or (not again and card.of(DEFAULT)):
+        return None
+    run_id, manifest = next(iter(run_ids(profile))), DATA / profile / "manifest.csv"
+    rows = manifests.read(manifest)
+    predicted = pd.read_csv(records.run_folder(RESULTS, profile, run_id) / "predictions.csv")
+    validation = rows[rows["split"] == "validation"].merge(predicted, on="video")
+    if validation.empty or not (rows["split"] == "train").any():
+        raise ValueError(f"{manifest}: expected the train and validation splits that {run_id} was "
+                         f"trained on and scored; cpllm data --profile {profile} makes them")
+    seen = rows[rows["split"] != "test"].groupby("scene", sort=False).nth(slice(None, None, 4))
+    scorer, paths = load(DEFAULT), [DATA / profile / name for name in manifests.files(seen)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        inputs = track(ahead(pool, scorer.inputs, paths), "seeing videos", len(paths),
+                       console=console)
+        features = np.stack([card.features(scorer.see(x)[0]) for x in inputs])
+    train = (seen["split"] == "train").to_numpy()
+    short = seen.loc[train, ["width", "height"]].min(axis=1)
+    content = card.fit_content(features[train], features[~train], seen["source"][~train])
+    path = card.beside(DEFAULT)
+    card.make(records.file_hash(DEFAULT), validation, (int(short.min()), int(short.max())),
+              content).write(path)
+    return path
+
+
 def answer_runs(profile: str, _fresh: bool = False) -> None:
     """Write answers.csv of the default runs whose weights are here: Table 3's pairs, in words."""
     from cpllm import report
@@ -371,6 +405,8 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
         sweep.Step("train", train, (), (*trained, *tabled), once=True),
         sweep.Step("score", lambda profile, _: score_runs(profile),
                    (manifest, *weights, *judges), (predictions,)),
+        sweep.Step("card", lambda profile, _: make_card(profile, again=False),
+                   ("cpllm/weights/{profile}.safetensors",)),
         sweep.Step("answers", answer_runs, (), said, once=True),
         *(book for name, book in sweep.NOTEBOOKS.items()
           if name not in ("15_pretrain", "20_train") and not book.timed),
