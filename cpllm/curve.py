@@ -62,7 +62,8 @@ class Curve:
         return last
 
     def __str__(self) -> str:
-        lines = [f"{one_line(self.path)}, {self.codec} {self.preset}", "CRF    kbit/s  score     90%"]
+        lines = [f"{one_line(self.path)}, {self.codec} {self.preset}",
+                 "CRF    kbit/s  score     90%"]
         for r in self.rungs:
             end = "  <- quality starts to fall" if r.crf == self.knee else ""
             lines.append(f"{r.crf:3d} {r.kbps:9,.0f}  {r.score.score:5.1f}  {r.score.interval:>7}"

@@ -14,24 +14,8 @@ import pytest
 
 import cpllm
 from cpllm import cli, config
-<<<<<<< HEAD
 from cpllm.data import ladder
-from cpllm.infer import load
-=======
-from cpllm.data import ladder, text
-from cpllm.infer import Scorer
 from cpllm.judge import load
-from cpllm.model.cpllm import CPLLM
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    cfg = config.smoke()
-    tokenizer = text.train_tokenizer(["The video shows a cat. Its quality is good."], 600)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), tokenizer).save(path)
-    return path
->>>>>>> c495534 (Judge videos with intervals, warnings and ladders, apart from training)
 
 
 @pytest.fixture(scope="session")

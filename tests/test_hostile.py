@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from cpllm.data import video
 from cpllm.data.batches import model_inputs
 from cpllm.data.video import VideoError
-from cpllm.infer import load
+from cpllm.judge import load
 
 SECONDS, MEGABYTES = 60, 2500
 """Of the whole corpus in one call: processor time, and memory (most: two frames of 8K)."""
