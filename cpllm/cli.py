@@ -222,12 +222,11 @@ def _expanded(names: list[str]) -> list[str]:
     """Folders as the videos below them, patterns as what they match, in order of name."""
     found = []
     for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES
-                      and not any(part.startswith(".") for part in p.relative_to(path).parts)]
+        if os.path.isdir(name):  # Path.is_dir refuses a name that is too long
+            inside = [p for p in sorted(Path(name).rglob("*")) if p.suffix.lower() in SUFFIXES
+                      and not any(part.startswith(".") for part in p.relative_to(name).parts)]
             found += [str(p) for p in inside if not p.is_dir()] or [name]  # then refused by name
-        elif glob.has_magic(name) and not path.exists():
+        elif glob.has_magic(name) and not os.path.lexists(name):
             matching = sorted(glob.glob(name, recursive=True))
             found += _expanded(matching) if matching else [name]
         else:

@@ -234,6 +234,7 @@ def told(corpus, weights):
                              env={**os.environ, "PYTHONPATH": str(Path(video.__file__).parents[2])})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert process.stdout, process.stderr.decode()[-3000:]
     rows = json.loads(process.stdout)
     return process, dict(zip(names, rows, strict=True)), (seconds, after.ru_maxrss / 1024)
 
