@@ -113,8 +113,9 @@ def memory(cfg: config.Config, devices: Mesh) -> pd.Series:
     Activations: each block's input is kept in `model.dtype`, and where only functions are
     recomputed the results of its products (of gate and up, q, k, v, attention, both ways out; and
     what adapters add to q, k, v) as well. Working set: one decoder block, with its three MLP
-    products and, where attention is not fused, the float32 logits, their softmax and its gradient; the embeddings, which a lookup gathers in
-    float32 and the text's logits need in `model.dtype`; and three times a chunk of these logits.
+    products and, where attention is not fused, the float32 logits, their softmax and its gradient;
+    the embeddings, which a lookup gathers in float32 and the text's logits need in `model.dtype`;
+    and three times a chunk of these logits.
     """
     state, frozen = _state(cfg)
     m, n, width = cfg.model, sizes(cfg), np.dtype(cfg.model.dtype).itemsize
@@ -178,6 +179,18 @@ def batch_shapes(cfg: config.Config) -> dict[str, jax.ShapeDtypeStruct]:
         "q": ("float32", (b, 2)), "has_mos": ("bool", (b,)),
     }  # fmt: skip
     return {k: jax.ShapeDtypeStruct(shape, kind) for k, (kind, shape) in kinds.items()}
+
+
+def random_batch(cfg: config.Config, answer: int) -> dict[str, np.ndarray]:
+    """Random pixels and tokens in the shapes of training; the last `answer` are the answer."""
+    rng, frames = np.random.default_rng(0), sizes(cfg).frames
+    batch = {k: rng.integers(0, 2 if x.dtype == bool else 250, x.shape).astype(x.dtype)
+             for k, x in batch_shapes(cfg).items()}
+    batch |= {k: batch[k] % frames for k in ("first", "second")}
+    batch |= {k: np.ones_like(batch[k]) for k in ("present", "valid")}
+    batch["q"] = rng.random(batch["q"].shape, np.float32)
+    batch["answer"][:] = np.arange(cfg.train.max_text) >= cfg.train.max_text - answer
+    return batch
 
 
 COLLECTIVE = re.compile(
