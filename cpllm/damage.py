@@ -7,7 +7,7 @@ That patch slides over the whole frame; where patches overlap, their scores are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from itertools import product
@@ -23,7 +23,8 @@ from jax import Array
 from cpllm import figures, report
 from cpllm.data import video
 from cpllm.data.batches import model_inputs
-from cpllm.infer import Scorer, load
+from cpllm.infer import Scorer
+from cpllm.judge import load
 
 BATCH = 64
 """Patches at once; the last batch is filled up: one compilation serves frames of any size."""
@@ -40,8 +41,8 @@ class Heatmap:
 
     path: str
     score: float
-    frame: np.ndarray
-    quality: np.ndarray
+    frame: np.ndarray = field(repr=False)
+    quality: np.ndarray = field(repr=False)
 
     def lowest(self) -> tuple[int, int, float]:
         """Row and column of the pixel with the least quality, and that quality."""

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from cpllm import metrics
+from cpllm import config, metrics, report
 from cpllm.data import video
 
 
@@ -49,34 +49,43 @@ def box(axes: tuple[plt.Axes, plt.Axes], frame: NDArray, corner: tuple[int, int]
         spine.set(color="red", linewidth=1.5)
 
 
-def calibrated(runs: pd.DataFrame) -> pd.DataFrame:
-    """Test rows of runs, `prediction` on the FR-proxy's scale 0–100, seeds averaged.
+def save(figure: plt.Figure, name: str, profile: str, results: Path | str) -> plt.Figure:
+    """The figure, saved as `results/<profile>/figures/<name>.png` and closed, to be shown once."""
+    folder = Path(results) / profile / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=90)
+    plt.close(figure)
+    return figure
 
-    By the 4-parameter logistic of each run, fitted to its validation rows; systems for which there
-    are none or no fit are left out.
+
+def calibrated(runs: pd.DataFrame) -> pd.DataFrame:
+    """Test rows of runs with their `scene`; `prediction` on the FR-proxy's scale, seeds averaged.
+
+    By the 4-parameter logistic of each run, fitted to its validation rows; systems without such
+    rows or a fit are left out. `raw` is as it was, for orders: the curve's ends are flat. The
+    package's model comes first, trivial baselines last.
     """
-    found = []
+    found = [runs[:0].assign(raw=[])]
     for _, run in runs[runs.split != ""].groupby("run"):
         known, test = run[run.split == "validation"], run[run.split == "test"]
         beta = metrics.fit_logistic(known.proxy, known.prediction)
-        if np.isfinite(beta).all() and len(test):
+        if np.isfinite(beta).all():
             score = np.clip(metrics.logistic(test.prediction, *beta), 0, 100)
-            found.append(test.assign(prediction=score))
-    if not found:
-        return runs[:0].assign(scene=[])
+            found.append(test.assign(prediction=score, raw=test.prediction))
     rows = pd.concat(found)
-    mean = rows.groupby(["system", "video"]).prediction.mean().rename("prediction")
-    known = rows.drop(columns=["prediction", "seed", "run"]).drop_duplicates(["system", "video"])
-    scene = known.video.str.extract("(.+)@")[0]
-    return known.assign(scene=scene).merge(mean, on=["system", "video"])
+    score = rows.groupby(["system", "video"], as_index=False)[["prediction", "raw"]].mean()
+    known = rows.drop_duplicates(["system", "video"])
+    known = known.drop(columns=["prediction", "raw", "seed", "run"])
+    order = dict.fromkeys(["default", "cpllm", *config.RIVALS, *sorted(rows.system.unique())])
+    place = {name: i for i, name in enumerate([*(n for n in order if n not in report.BASELINES),
+                                               *report.BASELINES])}
+    rows = known.merge(score, on=["system", "video"])
+    rows["scene"] = rows.video.str.extract("(.+)@")[0]
+    return rows.sort_values("system", key=lambda s: s.map(place), kind="stable")
 
 
 def mean(frame: pd.DataFrame, of: str, draws: int = 2000) -> metrics.Estimate:
-    """Mean of a column with its interval; rows need `source`, whole sources are drawn."""
+    """Mean of a column over rows with its interval; whole sources are drawn."""
     counts = metrics.resamples(n := frame.source.nunique(), draws)
-    return metrics.estimate(_mean(frame, counts, of), n)
-
-
-def _mean(frame: pd.DataFrame, counts: NDArray, of: str) -> NDArray:
-    total, n = metrics.sums(frame, counts, frame[of].astype(float), np.ones(len(frame)))
-    return total / n
+    total, rows = metrics.sums(frame, counts, frame[of].astype(float), np.ones(len(frame)))
+    return metrics.estimate(total / rows, n)

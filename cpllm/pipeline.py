@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,9 @@ from rich.progress import track
 from cpllm import answers, baselines, card, config, grid, records, sweep
 from cpllm.data import ladder, manifests, video
 from cpllm.data.batches import Batch, frame_store, model_inputs, store_frames
+
+if TYPE_CHECKING:  # it imports JAX
+    from cpllm.judge import Judge
 
 DATA, RESULTS = sweep.ROOT / "data", sweep.ROOT / "results"
 BASELINES = Path(baselines.__file__)
@@ -212,6 +216,17 @@ def _weights(profile: str, again: bool = True, only: Iterable[str] = ()) -> dict
     done = {p.parent.name for p in (RESULTS / profile / "runs").glob("*/predictions.csv")}
     return {name: path for name, path in found.items()
             if (again or name not in done) and name in (only or found)}
+
+
+def default_model(profile: str) -> Judge:
+    """The default model's first seed, ready to use: the package's own, or the one trained here."""
+    from cpllm.judge import load
+
+    run_id = next(iter(run_ids(profile)))
+    if run_id not in (found := _weights(profile, only=[run_id])):
+        raise FileNotFoundError(f"{run_id}: expected its weights under data/{profile}/weights, "
+                                f"found none; cpllm train --profile {profile} makes them")
+    return load(found[run_id])
 
 
 def _measures(profile: str, table: pd.DataFrame) -> dict[str, baselines.Measure]:

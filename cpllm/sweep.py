@@ -71,6 +71,8 @@ RUNS = (*(f"results/{{profile}}/runs/*/{name}"
           for name in ("config.json", "predictions.csv", "answers.csv")),
         "results/{profile}/videos.csv", "results/{profile}/outside/*.csv")
 TABLE = (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py", "cpllm/exhibits.py")
+FIGURE = ("data_manifests/{profile}/test.csv", "cpllm/figures.py", "cpllm/metrics.py")
+MODEL = (*FIGURE, "cpllm/weights/*", "cpllm/infer.py", "cpllm/model/*.py")
 
 NOTEBOOKS = {
     n.name: n
@@ -79,9 +81,18 @@ NOTEBOOKS = {
         Notebook("12_lint", ("data_manifests/{profile}/*", "cpllm/data/lint.py", *DATA)),
         Notebook("15_pretrain"),
         Notebook("20_train"),
+        Notebook("24_figure1", (*FIGURE, *RUNS)),
+        Notebook("25_figure2", (*MODEL, *RUNS)),
+        Notebook("26_figure3", MODEL),
+        Notebook("27_figure4", MODEL),
         *(Notebook(name, TABLE) for name in (
             "28_table1", "29_table2", "30_table3", "31_table4a", "32_table4b", "33_table4c",
-            "34_table4d", "50_ablation")),
+            "34_table4d")),
+        Notebook("40_figure5", MODEL),
+        Notebook("41_figure6", MODEL),
+        Notebook("42_text", (*MODEL, "results/{profile}/runs/*/answers.csv")),
+        Notebook("43_heatmap", (*MODEL, "cpllm/damage.py")),
+        Notebook("50_ablation", TABLE),
         Notebook("60_evaluate", (*RUNS, "results/{profile}/repeatability.json", "cpllm/metrics.py",
                                  "cpllm/evaluation.py", "cpllm/calibrate.py", "cpllm/report.py")),
         Notebook("70_claims", (*RUNS, "results/{profile}/tables/*.csv", "results/paper.csv",
