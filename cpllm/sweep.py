@@ -72,7 +72,7 @@ RUNS = (*(f"results/{{profile}}/runs/*/{name}"
         "results/{profile}/videos.csv", "results/{profile}/outside/*.csv")
 TABLE = (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py", "cpllm/exhibits.py")
 FIGURE = ("data_manifests/{profile}/test.csv", "cpllm/figures.py", "cpllm/metrics.py")
-MODEL = (*FIGURE, "cpllm/weights/*", "cpllm/infer.py", "cpllm/model/*.py")
+MODEL = (*FIGURE, "cpllm/weights/*", "cpllm/infer.py", "cpllm/judge.py", "cpllm/model/*.py")
 
 NOTEBOOKS = {
     n.name: n
