@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pandas as pd
 from flax import nnx
 
 from cpllm import config, cost, mesh, records, train
@@ -188,6 +189,31 @@ def decoding(model: Model, batch: int, steps: int, unroll: int) -> tuple:
         x, jnp.ones(x.shape[:2], bool), steps, -1))
     read = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     return run, (state, x), read + batch * 4 * d.layers * d.kv_heads * d.head_dim * (length + steps)
+
+
+SHOWN = {
+    "ceilings": {"product_flops": ("product, TFLOP/s", 1e-12), "copy_bytes": ("copy, TB/s", 1e-12),
+                 "read_bytes": ("read, TB/s", 1e-12)},
+    "attention": {"fused": ("cuDNN", 1), "error": ("error", 1), "flops": ("TFLOP/s", 1e-12)},
+    "forward": {"count": ("batch", 1), "per_s": ("a second", 1), "flops": ("TFLOP/s", 1e-12),
+                "mfu": ("MFU, %", 100)},
+    "step": {"batch": ("items", 1), "seconds": ("seconds", 1), "items_per_s": ("items a second", 1),
+             "bytes": ("GB", 1e-9), "model_flops": ("TFLOP/s", 1e-12), "mfu": ("MFU, %", 100)},
+    "decoding": {"step_s": ("ms a step", 1e3), "tokens_per_s": ("tokens a second", 1),
+                 "share_of_bound": ("of the bound, %", 100)},
+}
+"""What the notebooks show of each part: column → heading and unit."""
+
+
+def table(path: Path, part: str) -> pd.DataFrame:
+    """A part of the file that `measure` wrote, a row for each name; "not run" where it isn't."""
+    found = records.read_json(path)
+    if part not in found:
+        return pd.DataFrame({"device": ["not run"]})
+    rows = {name: {"device": found["device"]} | {
+        heading: numbers[k] if unit == 1 else numbers[k] * unit
+        for k, (heading, unit) in SHOWN[part].items()} for name, numbers in found[part].items()}
+    return pd.DataFrame(rows).T
 
 
 class Measured:
