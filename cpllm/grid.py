@@ -118,7 +118,7 @@ def status(run: Run, profile: str, root: Path, data_hash: str | None) -> str:
 
 
 def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
-    """A row a run: `run`, `status`, `seconds` that it took or, of its like, is likely to take."""
+    """A row a run: `run`, `status`, `seconds` that it took or is likely to take, by its like."""
     seen = _data_hash(profile, root)
     folder = partial(records.run_folder, root / "results", profile)
     table = pd.DataFrame({
@@ -129,7 +129,20 @@ def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
     }).astype({"seconds": float})
     like = table.groupby(table["run"].str.replace(r"-s\d+$", "", regex=True))["seconds"]
     table["seconds"] = table["seconds"].fillna(like.transform("median"))
-    return table.assign(seconds=table["seconds"].fillna(table["seconds"].median()))
+    likely = pd.Series([_likely(r.cfg, profile, root) for r in runs], table.index, float)
+    return table.assign(seconds=table["seconds"].fillna(likely))
+
+
+def _likely(cfg: config.Config, profile: str, root: Path) -> float:
+    """Median seconds of the recorded runs with as many steps, of the same kind if any are; NaN."""
+    taken = {}
+    for file in (root / "results" / profile / "runs").glob("*/provenance.json"):
+        made = records.read_json(file.with_name("config.json"))
+        if made.get("train", {}).get("steps") == cfg.train.steps:
+            kind = made["model"].get("kind", "cp-llm")
+            taken.setdefault(kind, []).append(records.read_json(file)["duration_s"])
+    chosen = taken.get(cfg.model.kind) or [s for each in taken.values() for s in each]
+    return float(np.median(chosen)) if chosen else np.nan
 
 
 def _data_hash(profile: str, root: Path) -> str | None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_labels import table
@@ -135,6 +136,20 @@ def test_unchanged_runs_are_skipped_and_changed_ones_are_not(checkout):
     del values["train"]["keep"]  # a field that is new, with its default
     old.write_text(json.dumps(values))
     assert grid.status(runs[0], "smoke", checkout, "beef") == "done"
+
+
+def test_a_run_that_was_never_made_is_likely_to_take_as_long_as_its_like(checkout):
+    save_grid(checkout, "rows:\n  a: {steps: 30}\n  b: {kind: dover, steps: 30}\n"
+                        "  c: {steps: 31}\n")
+    runs = grid.read("g", "smoke", checkout)
+    cfg = config.replace(runs[0].cfg, input_mode="single")
+    assert grid.plan(runs, "smoke", checkout)["seconds"].isna().all()
+    for name, seconds in ("x-s0", 50.0), ("x-s1", 70.0):
+        record(checkout, name, cfg, duration_s=seconds)
+    assert grid.plan(runs, "smoke", checkout)["seconds"].tolist()[:2] == [60, 60]
+    record(checkout, "y-s0", config.rival(cfg, "dover"), duration_s=9.0)
+    found = grid.plan(runs, "smoke", checkout)["seconds"]
+    assert found.tolist()[:2] == [60, 9] and np.isnan(found[2])
 
 
 def test_another_test_split_changes_no_run(checkout):
