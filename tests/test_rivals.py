@@ -89,6 +89,19 @@ def test_the_mechanism_decides_which_inputs_count(kind, on):
     assert counts == COUNTS[kind, on]
 
 
+@pytest.mark.parametrize(("kind", "name", "part"), [
+    ("q-align", "view", 0), ("mbvqa", "patches", 1)])
+def test_what_looks_for_damage_sees_texture_whatever_the_brightness(kind, name, part):
+    cfg, model = make(kind)
+    here = frames(cfg)
+    here[name] = here[name] // 2 + 20
+    lighter, coarser = here[name] + 30, np.repeat(here[name][..., ::2, :], 2, axis=-2)
+    before, light, coarse = (np.asarray(see(model, here | {name: x})[part])
+                             for x in (here[name], lighter, coarser))
+    np.testing.assert_allclose(light, before, atol=1e-3)
+    assert np.abs(coarse - before).max() > 1e-2
+
+
 def test_the_subnets_of_coinvq_learn_causes_only_with_the_mechanism():
     for on in (True, False):
         cfg, model = make("coinvq", on)

@@ -24,7 +24,7 @@ from cpllm.model.cpllm import CPLLM, prefix_mask
 from cpllm.model.gemma import Gemma, positions
 from cpllm.model.layers import MLP, Dense, run, stack
 from cpllm.model.siglip import Siglip, block
-from cpllm.model.videoprism import VideoPrism
+from cpllm.model.videoprism import VideoPrism, local_normalise
 
 SIDE = 4
 """Mini-patches in a row and in a column of a spliced view; FAST-VQA has 7 of 32 pixels."""
@@ -191,12 +191,12 @@ class MBVQA(Rival):
         return jax.nn.sigmoid(jnp.exp(scale) * base[:, 0] + shift)
 
     def _plain(self, view: Array) -> Array:
-        return self.spatial(self.low.images(view / 255))
+        return self.spatial(self.low.images(self.low.texture(view)))
 
     def _space(self, patches: Array, present: Array) -> Array:
         b, k, p = patches.shape[:3]
-        bands = pyramid(patches.reshape(b * k, p, p, 3).astype(jnp.float32) / 255)
-        tokens = [self.low.images(16 * band) for band in bands]  # × 16: of a pixel's range
+        bands = pyramid(self.low.texture(patches.reshape(b * k, p, p, 3)))
+        tokens = [self.low.images(band) for band in bands]
         x = jnp.concatenate(tokens, 1)
         x, counted = x.reshape(b, -1, x.shape[-1]), jnp.repeat(present, x.shape[1], 1)
         return self.spatial(x, counted)
@@ -252,12 +252,16 @@ class QAlign(Rival):
     cross-entropy on the level word alone, Σ p·level at inference. Not kept: CLIP, the visual
     abstractor and LLaMA; the question, the same for all, is one token; a video is the mean of its
     frames. Off: the decoder's last state gives a number, by L1 and L2.
+
+    Where the low-level tower of the others sees normalised frames, so does this one's encoder: on
+    plain ones the table's 200 steps learnt no more than how often each word is right
+    (cross-entropy 1.52; the words' own entropy is 1.48; validation SRCC .08).
     """
 
     inputs = ("view",)
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
-        self.mechanism = model.mechanism
+        self.mechanism, self.local_norm = model.mechanism, model.local_norm
         layers = 2 * model.decoder.layers + model.low.layers
         shape = dataclasses.replace(model.decoder, layers=layers, vocab=LEVELS + 1)
         self.high = Siglip(model, rngs)
@@ -267,6 +271,8 @@ class QAlign(Rival):
 
     def see(self, view: Array) -> tuple[Array]:
         """Logits of the words, float32[B,LEVELS]; without mechanism a number's, float32[B,1]."""
+        if self.local_norm:
+            view = 127.5 * (1 + local_normalise(view.astype(jnp.float32) / 255))
         u = self.project_high(self.high(view))
         ask = self.reader.embed(jnp.full((len(u), 1), LEVELS))
         x = jnp.concatenate([u, ask], 1)
