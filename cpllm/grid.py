@@ -134,15 +134,15 @@ def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
 
 
 def _likely(cfg: config.Config, profile: str, root: Path) -> float:
-    """Median seconds of the recorded runs with as many steps, of the same kind if any are; NaN."""
-    taken = {}
+    """Median seconds, for as many steps, of the recorded runs that are most like it; else NaN."""
+    found = {}
     for file in (root / "results" / profile / "runs").glob("*/provenance.json"):
         made = records.read_json(file.with_name("config.json"))
-        if made.get("train", {}).get("steps") == cfg.train.steps:
-            kind = made["model"].get("kind", "cp-llm")
-            taken.setdefault(kind, []).append(records.read_json(file)["duration_s"])
-    chosen = taken.get(cfg.model.kind) or [s for each in taken.values() for s in each]
-    return float(np.median(chosen)) if chosen else np.nan
+        if steps := made.get("train", {}).get("steps"):
+            like = steps == cfg.train.steps, made["model"].get("kind", "cp-llm") == cfg.model.kind
+            seconds = records.read_json(file)["duration_s"] * cfg.train.steps / steps
+            found.setdefault(like, []).append(seconds)
+    return float(np.median(found[max(found)])) if found else np.nan
 
 
 def _data_hash(profile: str, root: Path) -> str | None:
