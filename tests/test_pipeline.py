@@ -106,7 +106,7 @@ def test_the_first_seed_of_the_default_is_a_chapter_and_the_packages_weights(pla
 
 
 TIMED = ["80_benchmark_towers", "81_benchmark_encodes", "82_benchmark_batches",
-         "83_benchmark_step", "84_benchmark_bootstrap", "85_count_flops"]
+         "83_benchmark_step", "84_benchmark_bootstrap", "85_count_flops", "86_benchmark_score"]
 
 
 def test_reproduce_leaves_benchmarks_alone():
