@@ -191,3 +191,106 @@ def test_the_shipped_model_scores_the_real_clips(real_clips, capsys):
     assert code == 0
     assert len(rows) == len(real_clips)
     assert all(0 < row["score"] < 100 for row in rows)
+
+
+# --- folders, patterns, plots -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory, mp4, bad):
+    """Good and bad files, some of them deep or hidden, and what is no video."""
+    folder = tmp_path_factory.mktemp("shelf")
+    (folder / "deep" / "er").mkdir(parents=True)
+    for name in ("b.mp4", "a.MKV", "deep/er/c.webm", "._b.mp4", "notes.txt", "deep/d"):
+        (folder / name).write_bytes(mp4.read_bytes())
+    (folder / "deep" / "bad.mp4").write_bytes(bad[2].read_bytes())
+    return folder
+
+
+def test_a_folder_is_scored_with_all_below_it_but_what_is_hidden_or_no_video(
+        capsys, weights, shelf, model, mp4):
+    code, out, err = run(capsys, "score", mp4, shelf, "--format", "json", "--weights", weights)
+    rows = json.loads(out)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert [row["path"] for row in rows] == [str(mp4), *(
+        str(shelf / name) for name in ("a.MKV", "b.mp4", "deep/bad.mp4", "deep/er/c.webm"))]
+    expected = model.score(mp4).score
+    assert [row["score"] for row in rows] == [expected, expected, expected, None, expected]
+
+
+def test_a_pattern_is_matched_where_no_file_is_called_so(capsys, weights, shelf, monkeypatch):
+    monkeypatch.chdir(shelf)
+
+    def paths(*words):
+        _, out, _ = run(capsys, "score", *words, "--format", "json", "--weights", weights)
+        return [row["path"] for row in json.loads(out)]
+
+    assert paths("*.mp4") == ["b.mp4"]
+    assert paths("**/c.*", "b.mp4") == ["deep/er/c.webm", "b.mp4"]
+    assert paths("*.avi") == ["*.avi"]
+    (shelf / "b[1].mp4").write_bytes((shelf / "b.mp4").read_bytes())
+    assert paths("b[1].mp4") == ["b[1].mp4"]
+
+
+def test_a_folder_without_videos_is_refused_by_name(capsys, weights, tmp_path):
+    code, _, err = run(capsys, "score", tmp_path, "--weights", weights)
+    assert (code, len(err.splitlines())) == (2, 1) and str(tmp_path) in err
+
+
+def test_per_frame_shows_each_key_frame_with_its_time(capsys, weights, model, mp4):
+    expected = model.score(mp4)
+    _, out, _ = run(capsys, "score", mp4, "--per-frame", "--format", "csv", "--weights", weights)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [float(row["time"]) for row in rows] == list(expected.times)
+    assert [float(row["frame_score"]) for row in rows] == list(expected.frames)
+    assert {row["score"] for row in rows} == {str(expected.score)}
+    _, out, _ = run(capsys, "score", mp4, "--per-frame", "--weights", weights)
+    for time, score in zip(expected.times, expected.frames, strict=True):
+        assert any(f"at {time:.2f} s" in line and f"{score:.1f}" in line
+                   for line in out.splitlines())
+
+
+def test_a_table_fits_a_narrow_terminal_and_a_pipe_keeps_names_whole(
+        capsys, weights, tmp_path, mp4, monkeypatch):
+    long = tmp_path / f"{'name-' * 20}.mp4"
+    long.write_bytes(mp4.read_bytes())
+    monkeypatch.setenv("COLUMNS", "50")
+    _, out, _ = run(capsys, "score", long, "--weights", weights)
+    assert max(map(len, out.splitlines())) <= 50
+    monkeypatch.delenv("COLUMNS")
+    _, out, _ = run(capsys, "score", long.relative_to(tmp_path.parent), mp4, "--weights", weights)
+    assert str(mp4) in out
+
+
+def test_warnings_are_a_list_in_json_and_footnotes_in_a_table(capsys, weights, mp4):
+    _, out, _ = run(capsys, "score", mp4, mp4, "--format", "json", "--weights", weights)
+    first, second = json.loads(out)
+    (text,) = first["warnings"]
+    assert second["warnings"] == [text] and first["low"] is None
+    _, out, _ = run(capsys, "score", mp4, mp4, "--weights", weights)
+    assert out.count(text) == 1 and f"1  {text}" in out
+
+
+def test_plots_are_written_and_a_bad_name_for_one_is_refused_after_the_scores(
+        capsys, weights, mp4, tmp_path):
+    for words in (("score", mp4), ("ladder", mp4, "--crfs", 20, 40)):
+        plot = tmp_path / f"{words[0]}.png"
+        code, out, _ = run(capsys, *words, "--plot", plot, "--weights", weights)
+        assert code == 0 and out and plot.read_bytes()[1:4] == b"PNG"
+        code, out, err = run(capsys, *words, "--plot", tmp_path / "x.odd", "--weights", weights)
+        assert code == 2 and out and "odd" in err
+
+
+def test_a_ladder_in_json_has_a_row_per_crf(capsys, weights, mp4):
+    code, out, _ = run(capsys, "ladder", mp4, "--crfs", 20, 40, "--format", "json",
+                       "--weights", weights)
+    found = json.loads(out)
+    assert code == 0 and [r["crf"] for r in found["rungs"]] == [20, 40] and found["knee"] is None
+
+
+def test_a_reader_that_leaves_early_is_no_error(weights, mp4):
+    program = "import sys; from cpllm.cli import main; sys.exit(main())"
+    command = f"{sys.executable} -c '{program}' score {mp4} --weights {weights} | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True,
+                          text=True, check=False)
+    assert done.stderr == ""
