@@ -97,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
     data.add_argument("--check", action="store_true",
                       help="only check what is there, against itself and the committed manifest")
+    data.add_argument("--fit", action="store_true", help="those of the fit recipe, beside them")
     data.add_argument("--commit", action="store_true",
                       help="then let data_manifests/<profile> hold what was made (maintainers)")
     again = verb("labels", check_labels, "Measure the clips' labels again; compare the committed.")
@@ -107,6 +108,10 @@ def parser() -> argparse.ArgumentParser:
     train = verb("train", train_model, "Train one configuration.")
     train.add_argument("--run-id", help="name of the run (default: default-s<seed>)")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--recipe", choices=tuple(config.RECIPES), default="preset",
+                       help="changes to the profile (default: none)")
+    train.add_argument("--workers", type=int, default=0,
+                       help="processes that prepare batches (default: a thread)")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     train.add_argument("--fresh", action="store_true", help="forget an unfinished run")
     train.add_argument("--start", type=Path, metavar="FILE",
@@ -331,9 +336,10 @@ def build_data(args: argparse.Namespace) -> int:
     from cpllm.data import ladder
 
     if not args.check:
-        table = pipeline.build_data(args.profile, args.splits, args.scheduler)
+        table = (pipeline.build_clips(config.fit(args.profile), args.scheduler) if args.fit
+                 else pipeline.build_data(args.profile, args.splits, args.scheduler))
         if args.commit:
-            ladder.commit_manifest(table, ladder.COMMITTED / args.profile)
+            ladder.commit_manifest(table, ladder.COMMITTED / f"{args.profile}{'-fit' * args.fit}")
         return 0
     table, bad, differing = pipeline.check_data(args.profile, args.splits)
     print("\n".join([*(f"{video}: {fault}" for video, fault in bad.items()), *differing,
@@ -417,7 +423,8 @@ def train_model(args: argparse.Namespace) -> None:
 
     mesh.join(args.coordinator, args.processes, args.process)
     known = config if args.data else pipeline  # what is brought may be any profile's
-    cfg = config.replace(known.preset(args.profile), seed=args.seed)
+    known.preset(args.profile)
+    cfg = config.replace(config.RECIPES[args.recipe](args.profile), seed=args.seed)
     run_id = args.run_id or f"default-s{args.seed}"
     data = args.data or pipeline.DATA / args.profile
     kept = records.checkpoints(data, run_id)
@@ -426,7 +433,8 @@ def train_model(args: argparse.Namespace) -> None:
             f"{kept}: holds checkpoints of an unfinished run; --resume goes on from the last one, "
             "--fresh forgets them"
         )
-    train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp, args.start)
+    train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp, args.start,
+              args.workers)
 
 
 def sweep_grids(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 CRFS = tuple(range(13, 52, 2))
@@ -33,6 +34,7 @@ class Data:
     preset: str = "veryfast"
     proxy_lines: int = 360  # VMAF compares both clips scaled to this short side
     proxy_every: int = 2  # VMAF looks at each second frame
+    wide_scenes: int = 0  # of the `fit` recipe, for training: see `data/wide.py`
     dataset: str = "scenes"  # built in; anything else is the user's to bring
 
 
@@ -127,6 +129,7 @@ class Train:
     clip_norm: float = 0.0  # 0: no clipping, as the paper
     diverged: float = 3.0  # times its lowest that the loss may rise to, see `train`; 0: any
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of L1, L2, L3: "equal weights"
+    ranking: str = "product"  # L1 by Eq. 1 | logistic: `losses.ranking_logistic`
     input_mode: str = "mix"  # single | pairwise | mix
     single_share: float = 0.5  # of a mixed batch; not specified in the paper
     within_share: float = 0.5  # of pairs: both members from one source; not specified
@@ -268,6 +271,23 @@ TABLE: dict[str, dict[str, Any]] = {
 """The `table` recipe: changes to a preset with which every row of Tables 1, 2 and 4 is trained."""
 
 
+FIT: dict[str, dict[str, Any]] = {
+    "smoke": {},
+    "pocket": {
+        "data.train_scenes": 0, "data.singles": (0, 60, 0), "data.wide_scenes": 560,
+        "data.test_scenes": 0,
+        "video.key_frames": 5, "video.patches": 32,
+        "model.low": VideoPrism(4, 0, 128, 512, 4, 8, 64, softcap=0.0, exact_gelu=False),
+        "model.decoder": Gemma(3, 128, 384, 4, 1, 32, 1024),
+        "train.steps": 6000, "train.batch": 64, "train.warmup": 300, "train.patches": 16,
+        "train.within_share": 0.7, "train.ranking": "logistic", "train.select_every": 2000,
+        "train.save_every": 2000,
+    },
+    "paper": {},
+}
+"""The `fit` recipe: changes to a preset that make the package's own model, the default weights."""
+
+
 def preset(profile: str) -> Config:
     """The configuration of a profile; ValueError names the known ones."""
     if profile not in PRESETS:
@@ -278,6 +298,23 @@ def preset(profile: str) -> Config:
 def table(profile: str) -> Config:
     """The preset under the `table` recipe; a row of a table differs in what the row names."""
     return replace(preset(profile), **TABLE[profile])
+
+
+def fit(profile: str) -> Config:
+    """The preset under the `fit` recipe."""
+    return replace(preset(profile), **FIT[profile])
+
+
+RECIPES = {"preset": preset, "table": table, "fit": fit}
+
+
+def clips(config: Config, data: Path) -> Path:
+    """Folder of the clips that a configuration trains on, for the profile's folder `data`.
+
+    >>> clips(smoke(), Path("data/smoke")).name, clips(fit("pocket"), Path("data/pocket")).name
+    ('smoke', 'pocket-fit')
+    """
+    return data.with_name(f"{data.name}-fit") if config.data.wide_scenes else data
 
 
 def from_dict(values: dict[str, Any], cls: type = Config, at: str = "config") -> Any:

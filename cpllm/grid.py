@@ -70,15 +70,14 @@ class Run:
 
 
 def configure(profile: str, recipe: str, seed: int, changes: dict[str, Any]) -> config.Config:
-    """A profile's configuration under a recipe ("preset" or "table") with flat changes.
+    """A profile's configuration under a recipe ("preset", "table" or "fit") with flat changes.
 
     `kind` and `mechanism` choose a compared model (`config.rival`), all else goes to
     `config.replace`. ValueError names what is unknown.
     """
-    bases = {"preset": config.preset, "table": getattr(config, "table", None)}
-    if recipe not in bases:
-        raise ValueError(f"recipe: expected one of {', '.join(bases)}; got {recipe!r}")
-    cfg, changes = bases[recipe](profile), dict(changes)
+    if recipe not in config.RECIPES:
+        raise ValueError(f"recipe: expected one of {', '.join(config.RECIPES)}; got {recipe!r}")
+    cfg, changes = config.RECIPES[recipe](profile), dict(changes)
     if kind := changes.pop("kind", None):
         cfg = config.rival(cfg, kind, changes.pop("mechanism", True))
     flat = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
@@ -119,11 +118,11 @@ def status(run: Run, profile: str, root: Path, data_hash: str | None) -> str:
 
 def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
     """A row a run: `run`, `status`, `seconds` that it took or is likely to take, by its like."""
-    seen = _data_hash(profile, root)
+    seen = {clips: _data_hash(clips) for clips in {_clips(r, root) for r in runs}}
     folder = partial(records.run_folder, root / "results", profile)
     table = pd.DataFrame({
         "run": [r.run_id for r in runs],
-        "status": [status(r, profile, root, seen) for r in runs],
+        "status": [status(r, profile, root, seen[_clips(r, root)]) for r in runs],
         "seconds": [records.read_json(folder(r.run_id) / "provenance.json").get("duration_s")
                     for r in runs],
     }).astype({"seconds": float})
@@ -145,9 +144,13 @@ def _likely(cfg: config.Config, profile: str, root: Path) -> float:
     return float(np.median(found[max(found)])) if found else np.nan
 
 
-def _data_hash(profile: str, root: Path) -> str | None:
+def _clips(run: Run, root: Path) -> Path:
+    return config.clips(run.cfg, root / "data" / run.cfg.profile)
+
+
+def _data_hash(clips: Path) -> str | None:
     """Of what runs are trained on; None where that is not built."""
-    manifest = root / "data" / profile / "manifest.csv"
+    manifest = clips / "manifest.csv"
     rows = manifests.read(manifest) if manifest.exists() else pd.DataFrame({"split": []})
     if not {*manifests.TRAINING} <= {*rows["split"]}:
         return None
@@ -233,7 +236,7 @@ def _train(run: Run, profile: str, root: Path) -> float:
         root / "results", profile, run.run_id)
     began = records.checkpoints(data, run.run_id).with_name(f"{run.run_id}.json")
     now = {"config": json.dumps(run.cfg.to_dict()), "code_sha256": records.code_sha256(),
-           "manifest_sha256": _data_hash(profile, root)}
+           "manifest_sha256": _data_hash(_clips(run, root))}
     if (folder / "provenance.json").exists() or records.read_json(began) != now:
         forget(run.run_id, profile, root)  # else it goes on where it stopped
         records.write_json(began, now)

@@ -23,6 +23,24 @@ def ranking_loss(q: Array, q_hat: Array) -> Array:
     return jnp.maximum(0, -(q[:, 0] - q[:, 1]) * (q_hat[:, 0] - q_hat[:, 1])).mean()
 
 
+def ranking_logistic(q: Array, q_hat: Array, steepness: float = 5.0) -> Array:
+    """In the place of Eq. 1: the mean of log(1 + exp(-s Δz sign(Δq))) over pairs with Δq ≠ 0.
+
+    q, q_hat as in `ranking_loss`; Δz: difference of the logits of q̂; s: steepness. Not the
+    paper's: Eq. 1 weighs a pair by Δq, so that levels which VMAF's ceiling brings together, where
+    most flips are, teach next to nothing. Burges et al. 2005 (RankNet).
+    """
+    order = jnp.sign(q[:, 0] - q[:, 1])
+    bounded = jnp.clip(q_hat, 1e-6, 1 - 1e-6)
+    z = jnp.log(bounded) - jnp.log1p(-bounded)
+    lost = jax.nn.softplus(-steepness * order * (z[:, 0] - z[:, 1]))
+    return jnp.where(order != 0, lost, 0).sum() / jnp.maximum((order != 0).sum(), 1)
+
+
+RANKING = {"product": ranking_loss, "logistic": ranking_logistic}
+"""Forms of L1, by `config.Train.ranking`."""
+
+
 def regression_loss(q: Array, q_hat: Array, has_mos: Array) -> Array:
     """Eq. 2: L2 = Σ 1[q⁽¹⁾ ∈ M](q⁽¹⁾ - q̂⁽¹⁾)² / max(Σ 1[q⁽¹⁾ ∈ M], 1).
 

@@ -62,6 +62,13 @@ def build_data(profile: str, splits: Sequence[str] = ladder.SPLITS,
     return ladder.build(preset(profile), DATA / profile, splits, scheduler=scheduler)
 
 
+def build_clips(cfg: config.Config, scheduler: str | None = None) -> pd.DataFrame:
+    """What the `fit` recipe trains on and is chosen by, under data/<profile>-fit."""
+    root = config.clips(cfg, DATA / cfg.profile)
+    return ladder.build(cfg, root, manifests.TRAINING, committed=ladder.COMMITTED / root.name,
+                        scheduler=scheduler)
+
+
 def check_data(profile: str,
                splits: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
     """The built manifest's rows, their files' faults and how they differ from the committed ones.
@@ -122,9 +129,12 @@ def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
     data = DATA / profile
     if not (data / "manifest.csv").exists():
         build_data(profile)
-    rows = manifests.read(data / "manifest.csv").query("split == 'train'")
-    for cfg in {frame_store(data, cfg): cfg for cfg in cfgs}.values():
-        store_frames(rows, data, frame_store(data, cfg), cfg)
+    if wide := [cfg for cfg in cfgs if cfg.data.wide_scenes]:
+        build_clips(wide[0])
+    for cfg in {frame_store(config.clips(cfg, data), cfg): cfg for cfg in cfgs}.values():
+        clips = config.clips(cfg, data)
+        rows = manifests.read(clips / "manifest.csv").query("split == 'train'")
+        store_frames(rows, clips, frame_store(clips, cfg), cfg)
     for cfg in {(cfg.model.high, cfg.model.decoder): cfg for cfg in cfgs
                 if cfg.train.pretrained}.values():
         from cpllm import pretrain

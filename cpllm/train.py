@@ -107,12 +107,12 @@ def forward(
 
 
 def loss_parts(
-    model: nnx.Module, batch: dict[str, Array], groups: int = 1
+    model: nnx.Module, batch: dict[str, Array], groups: int = 1, ranking: str = "product"
 ) -> tuple[Array, Array, Array]:
     """L1, L2 and L3, or what a compared model has in its place, of a batch in `groups`."""
     q_hat, seen = forward(model, batch, groups)
     return (
-        losses.ranking_loss(batch["q"], q_hat),
+        losses.RANKING[ranking](batch["q"], q_hat),
         losses.regression_loss(batch["q"][:, 0], q_hat[:, 0], batch["has_mos"]),
         model.own_loss(seen, batch),
     )
@@ -147,13 +147,17 @@ def make_step(
     tx: optax.GradientTransformation,
     weights: tuple,
     devices: Mesh | None = None,
+    ranking: str = "product",
 ) -> Callable:
-    """The jitted step (state, frozen, batch) → (state, parts); `state`'s buffers are reused."""
+    """The jitted step (state, frozen, batch) → (state, parts); `state`'s buffers are reused.
+
+    ranking: which of `losses.RANKING`.
+    """
     groups = devices.size if devices else 1
 
     def objective(params, frozen, batch):
         with mesh.known(devices):
-            parts = loss_parts(nnx.merge(graph, params, frozen), batch, groups)
+            parts = loss_parts(nnx.merge(graph, params, frozen), batch, groups, ranking)
         return losses.total_loss(parts, weights), parts
 
     @partial(jax.jit, donate_argnums=0)
@@ -175,12 +179,14 @@ def fit(
     fsdp: int = 1,
     given: Tensors | None = None,
     tokenizer: Tokenizer | None = None,
+    workers: int = 0,
 ) -> Run:
     """Train on the manifest's rows; every `select_every` steps `look` measures the model.
 
     rows: the training split; videos: folder of its files; store: folder for decoded frames;
     folder: of checkpoints, from whose last one training goes on; fsdp: see `mesh.make`;
-    given: see `init`; tokenizer: made for the descriptions where there is none.
+    given: see `init`; tokenizer: made for the descriptions where there is none; workers: processes
+    that prepare batches, else a thread.
     Raises FloatingPointError at the first step with a loss that is not finite, and when losses
     diverge (`_diverges`), SystemExit(0) when SIGTERM asked to stop and a checkpoint is saved.
     """
@@ -190,7 +196,7 @@ def fit(
     tokenizer = tokenizer or text.train_tokenizer(described, cfg.model.decoder.vocab)
     tx = optimizer(cfg.train)
     graph, state, frozen = init(cfg, tx, devices, given)
-    step = make_step(graph, tx, cfg.train.weights, devices)
+    step = make_step(graph, tx, cfg.train.weights, devices, cfg.train.ranking)
 
     def scorer(state: State) -> Scorer:
         params = mesh.whole((state.params, frozen), devices)
@@ -208,17 +214,22 @@ def fit(
             lambda state, batch: step(state, frozen, mesh.put(batch, devices)),
             lambda state: look(scorer(state)),
             kept,
+            workers,
         )
     return Run(scorer(state), pd.DataFrame(log["history"]))
 
 
-def _loop(cfg: config.Train, batches, state: State, step, look, kept) -> tuple[State, dict]:
+def _loop(
+    cfg: config.Train, batches, state: State, step, look, kept, workers: int = 0
+) -> tuple[State, dict]:
     """Steps from the last checkpoint to the end: (state, log of looks and of losses since)."""
     log = {"history": [], "recent": [], "totals": [], "lowest": []}
     start, state, log = (kept and kept.restore(state)) or (0, state, log)
     with _bar() as bar, _preemption() as asked:
         task = bar.add_task("train", total=cfg.steps, completed=start, since=start, news="")
-        for i, batch in enumerate(prefetch(batches, start, cfg.steps), start + 1):
+        for i, batch in enumerate(
+            prefetch(batches, start, cfg.steps, workers=workers), start + 1
+        ):
             state, parts = step(state, batch)
             parts = np.asarray(parts, float)
             rising, wrong = _diverges(parts, log, cfg)
@@ -369,25 +380,29 @@ def run(
     resume: bool = True,
     fsdp: int = 1,
     start: Path | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Train one configuration and write its run record; returns the metrics.
 
-    data: folder that `ladder.build` filled (videos and `manifest.csv`); start: weights file to
-    begin with. The weights go to `data/weights/<run_id>.safetensors`; test rows are never opened
+    data: folder that `ladder.build` filled (videos and `manifest.csv`), or under the `fit` recipe
+    the neighbour that `config.clips` names; start: weights file to begin with; workers: see `fit`.
+    The weights go to `data/weights/<run_id>.safetensors`; test rows are never opened
     here. A run that was cut short goes on from its last checkpoint in `data/checkpoints/<run_id>`,
     or anew without `resume`; once the record is written the checkpoints are removed.
     """
     begun = records.start()
-    table = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
+    clips = config.clips(cfg, data)
+    table = annotate.attach(manifests.read(clips / "manifest.csv"), clips / "descriptions.jsonl")
     rows = {s: table[table["split"] == s] for s in manifests.TRAINING}
-    look = validation_look(_some_scenes(rows["validation"], cfg.train.select_scenes), data)
+    look = validation_look(_some_scenes(rows["validation"], cfg.train.select_scenes), clips)
     kept = records.checkpoints(data, run_id)
     if not resume:
         shutil.rmtree(kept, ignore_errors=True)
     given = started(start, cfg.model) if start else ()
     if cfg.train.pretrained and not start:
         given = (pretrain.load(pretrain.ensure(cfg, data), cfg.model),)
-    done = fit(cfg, rows["train"], data, frame_store(data, cfg), look, kept, fsdp, *given)
+    store = frame_store(clips, cfg)
+    done = fit(cfg, rows["train"], clips, store, look, kept, fsdp, *given, workers=workers)
     numbers = done.history.iloc[-1].to_dict()
     if jax.process_index() == 0:
         done.scorer.save(data / "weights" / f"{run_id}.safetensors")
@@ -395,7 +410,7 @@ def run(
         records.write_csv(folder / "history.csv", done.history)
         records.write_json(folder / "config.json", cfg.to_dict())
         records.write_json(folder / "metrics.json", numbers)
-        seen = manifests.sha256(data / "manifest.csv", manifests.TRAINING)
+        seen = manifests.sha256(clips / "manifest.csv", manifests.TRAINING)
         made = records.provenance(begun, cfg.train.seed, seen)
         records.write_json(folder / "provenance.json", made)
         shutil.rmtree(kept, ignore_errors=True)

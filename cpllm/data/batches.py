@@ -117,8 +117,7 @@ class PairBatches:
         self.scene = self.rows.groupby("scene").indices
         self.stored = [stored(store, r) for r in self.rows.itertuples()]
         self.features = features and [stored(features, r) for r in self.rows.itertuples()]
-        # A view is small, and its resizing a third of a batch's cost.
-        self.view = lru_cache(VIEWS // (3 * cfg.video.high_size**2))(self._view)
+        self._remember()
         self.descriptions = [
             self._pack(text.DESCRIBE, annotate.describe(r)) for r in self.rows.to_dict("records")
         ]
@@ -130,6 +129,18 @@ class PairBatches:
                 f"train.batch: expected singles and pairs that {groups} devices can share "
                 f"equally, got {counts[0]} and {counts[1]}"
             )
+
+    def _remember(self) -> None:
+        """A view is small, and its resizing a third of a batch's cost."""
+        self.view = lru_cache(VIEWS // (3 * self.cfg.video.high_size**2))(self._view)
+
+    def __getstate__(self) -> dict:
+        """What another process gets: all but the memory of views."""
+        return {k: v for k, v in vars(self).items() if k != "view"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._remember()
 
     def __len__(self) -> int:
         return self.cfg.train.steps
@@ -241,15 +252,23 @@ def augmentation(rng: np.random.Generator):
 
 
 def prefetch(
-    batches: PairBatches, start: int, stop: int, ahead: int = 2, threads: int = 1
+    batches: PairBatches, start: int, stop: int, ahead: int = 2, threads: int = 1,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """Batches in order, the next `ahead` prepared by threads while the device works.
 
-    The same batches whatever the number of threads. grain's iterator: `get_state()` says where it
+    workers: processes that do it in their place, where an accelerator is fed by many cores.
+    The same batches whatever the number of either. grain's iterator: `get_state()` says where it
     is, and after `set_state()` it goes on there.
     """
     import grain  # five seconds
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
     steps = grain.MapDataset.source(batches).slice(slice(start, stop))
-    return iter(steps.to_iter_dataset(options))
+    dataset = steps.to_iter_dataset(options)
+    if workers:
+        from absl import flags
+
+        flags.FLAGS.mark_as_parsed()  # grain reads absl's flags, which no program here parses
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)

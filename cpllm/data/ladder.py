@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cpllm.config import Config, Data
-from cpllm.data import distort, families, labels, manifests, scenes, video
+from cpllm.data import distort, families, labels, manifests, scenes, video, wide
 
 ENCODERS = {
     "h264": ("libx264", distort.X264),
@@ -178,7 +178,7 @@ def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: 
     root.mkdir(parents=True, exist_ok=True)
     committed = COMMITTED / config.profile if committed is None else committed
     known = read_committed(committed, splits)
-    chosen = [s for s in scenes.catalog(config.data) if s.split in splits]
+    chosen = [s for s in catalog(config.data) if s.split in splits]
     rows = {s.name: done for s in chosen if (done := _recorded(s, config.data, root)) is not None}
     waiting = [s for s in chosen if s.name not in rows]
     if progress:
@@ -212,7 +212,7 @@ def relabel(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress
     committed = COMMITTED / config.profile if committed is None else committed
     if (known := read_committed(committed, splits)).empty:
         raise ValueError(f"{config.profile}: no labels are committed in data_manifests/ to compare")
-    chosen = [s for s in scenes.catalog(config.data) if s.split in splits]
+    chosen = [s for s in catalog(config.data) if s.split in splits]
     rows = _each(measure, chosen, config.data, root, known.iloc[:0], progress, workers, scheduler)
     table = pd.DataFrame([row for s in chosen for row in rows[s.name]])
     other = differing(table, known)
@@ -295,10 +295,24 @@ def clips(scene: scenes.Scene, data: Data) -> list[dict]:
 
     `take` numbers the fault that the frames carry before they are encoded; it is no column.
     """
-    rows = _laddered(scene, data) if scene.codecs else _uploaded(scene, data)
+    rows = (_close if scene.dataset == wide.NAME else _laddered if scene.codecs else _uploaded)(
+        scene, data)
     common = asdict(scene) | {"scene": scene.name, "codec": data.codec}
     common = {k: v for k, v in common.items() if k not in ("name", "seed", "codecs")}
     return [common | row for row in rows]
+
+
+def catalog(data: Data) -> tuple[scenes.Scene, ...]:
+    """All scenes that a configuration asks for."""
+    return (*scenes.catalog(data), *wide.catalog(data))
+
+
+def _close(scene, data) -> list[dict]:
+    """Of a scene of the fit recipe: its clean original at close levels, a faulty one at one."""
+    rng = np.random.default_rng([scene.seed, 1])
+    clean, faulty = _original(scene), _faulty(scene, 0, int(rng.choice(UPLOAD_CRFS)))
+    return [clean, *(_variant(clean, data.codec, crf) for crf in wide.levels(scene)),
+            faulty, _variant(faulty, data.codec, int(rng.choice(data.crfs)))]
 
 
 def _laddered(scene, data) -> list[dict]:
@@ -374,6 +388,7 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
     record = root / f"{scene.name}.json"
     record.unlink(missing_ok=True)
     rows, pristine, shots, failed = clips(scene, data), scenes.render(scene), {}, {}
+    preset = wide.preset(scene, data)
     for row in rows:
         path, take = root / f"{row['video']}.mp4", row.pop("take")
         try:
@@ -381,7 +396,7 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
                 shots[take] = planar(pristine if take < 0 else distort.apply(
                     row["distortion"], row["strength"], pristine, _seed(scene, take)))
             path.unlink(missing_ok=True)
-            encode(shots[take], path, row["crf"], scene.fps, row["codec"], data.preset)
+            encode(shots[take], path, row["crf"], scene.fps, row["codec"], preset)
             row |= {"bytes": path.stat().st_size, "file": _file_sha256(path)}
             same = row["video"] in known.index and known.at[row["video"], "file"] == row["file"]
             row["sha256"] = known.at[row["video"], "sha256"] if same else frames_sha256(path)
@@ -393,7 +408,7 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
     _label(rows, pristine, scene, data, root, known)
     files = {row["video"]: row["file"] for row in rows}
     part = record.with_suffix(f".{os.getpid()}.part")
-    told = {row["video"]: options(row["codec"], row["crf"], data.preset) for row in rows}
+    told = {row["video"]: options(row["codec"], row["crf"], preset) for row in rows}
     held = {"recipe": _recipe(scene, data), "files": files, "options": told, "rows": rows}
     part.write_text(json.dumps(held, indent=1))
     part.replace(record)
@@ -482,7 +497,7 @@ def _seed(scene: scenes.Scene, i: int) -> int:
 def _recipe(scene: scenes.Scene, data: Data) -> str:
     """Digest of everything that the clips and labels depend on, the renderers' code included."""
     how = {"scene": asdict(scene), "av": av.__version__, "libraries": av.library_versions,
-           "rows": clips(scene, data), "preset": data.preset, "encoders": ENCODERS,
+           "rows": clips(scene, data), "preset": wide.preset(scene, data), "encoders": ENCODERS,
            "labels": (data.proxy_lines, data.proxy_every),
            "renderers": RENDERERS, "conversion": int(video.EXACT)}
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,47 @@
+"""Scenes of the `fit` recipe: many more than the tables train on, with a few close levels each.
+
+Photographs and procedural worlds of the training split alone, so that every set that a table reads
+stays unseen; larger on the average, because the clips that people score are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from cpllm.config import Data
+from cpllm.data import scenes
+
+NAME = "wide"
+FRAMES = 8
+PRESETS = ("veryfast", "medium", "superfast", "fast")
+"""Of x264, in turn over the scenes: users' encoders aren't all of one speed."""
+
+KIND = scenes.Set(
+    "train",
+    ("collage", "text", "leaves", "collage", "cartoon", "terrain", "collage", "solids", "lowlight",
+     "bokeh", "pixelart"),
+    0.35, (540, 720, 540, 360, 540, 480, 1080, 540, 270, 720, 540, 360),
+    (16 / 9, 9 / 16, 16 / 9, 4 / 3, 16 / 9, 1.0, 9 / 16, 2.35),
+)
+
+
+def catalog(data: Data) -> tuple[scenes.Scene, ...]:
+    """`data.wide_scenes` scenes; none of a test set, none of a family in `scenes.UNSEEN`."""
+    n = data.wide_scenes
+    photos = scenes._photographs(NAME, KIND, False, round(KIND.photos * n), data)
+    worlds = scenes._worlds(NAME, KIND, False, n - len(photos), data)
+    return tuple(replace(scene, frames=FRAMES) for scene in (*photos, *worlds))
+
+
+def preset(scene: scenes.Scene, data: Data) -> str:
+    """x264's preset for a scene."""
+    return PRESETS[scene.seed % len(PRESETS)] if scene.dataset == NAME else data.preset
+
+
+def levels(scene: scenes.Scene) -> list[int]:
+    """Up to six CRFs between 11 and 50 in pairs that lie 1 to 3 apart."""
+    rng = np.random.default_rng(scene.seed)
+    low = rng.integers(11, 48, 3)
+    return sorted({*low.tolist(), *(low + rng.integers(1, 4, 3)).tolist()})
