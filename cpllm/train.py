@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -225,11 +225,10 @@ def _loop(
     """Steps from the last checkpoint to the end: (state, log of looks and of losses since)."""
     log = {"history": [], "recent": [], "totals": [], "lowest": []}
     start, state, log = (kept and kept.restore(state)) or (0, state, log)
-    with _bar() as bar, _preemption() as asked:
+    ahead = prefetch(batches, start, cfg.steps, workers=workers)
+    with _bar() as bar, _preemption() as asked, closing(ahead):
         task = bar.add_task("train", total=cfg.steps, completed=start, since=start, news="")
-        for i, batch in enumerate(
-            prefetch(batches, start, cfg.steps, workers=workers), start + 1
-        ):
+        for i, batch in enumerate(ahead, start + 1):
             state, parts = step(state, batch)
             parts = np.asarray(parts, float)
             rising, wrong = _diverges(parts, log, cfg)

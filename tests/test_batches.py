@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -121,6 +122,14 @@ def test_prefetch_keeps_the_order_whatever_the_number_of_threads(rows, store, to
     assert len(found) == 7
     for step, batch in zip(range(2, 9), found, strict=True):
         assert_same(batch, made[step])
+
+
+def test_processes_prepare_the_same_batches_in_the_same_order(rows, store, tokenizer):
+    made = make(rows, store, tokenizer)
+    with contextlib.closing(batches.prefetch(made, 1, 4, workers=2)) as ahead:
+        for i, batch in enumerate(ahead, 1):
+            assert_same(batch, made[i])
+    assert i == 3
 
 
 def test_prefetch_goes_on_exactly_where_its_state_says(rows, store, tokenizer):

@@ -46,3 +46,11 @@ def test_replace_takes_flat_changes_and_refuses_unknown_ones():
         config.replace(config.smoke(), sed=3)
     with pytest.raises(ValueError, match="unknown section 'modle'"):
         config.replace(config.smoke(), **{"modle.lora_rank": 2})
+
+
+def test_recipes_change_a_preset_and_leave_its_profile():
+    for profile, make in config.PRESETS.items():
+        for recipe in config.RECIPES.values():
+            assert recipe(profile).profile == profile
+            assert config.from_dict(recipe(profile).to_dict()) == recipe(profile)
+        assert config.RECIPES["preset"](profile) == make()

@@ -20,6 +20,18 @@ def test_ranking_loss_pushes_a_wrong_pair_apart():
     assert gradient[0, 0] < 0 < gradient[0, 1]  # descent raises the first, lowers the second
 
 
+def test_logistic_ranking_is_the_mean_over_ordered_pairs_whatever_their_distance():
+    q = jnp.array([[0.9, 0.5], [0.5, 0.501], [0.2, 0.2]])
+    q_hat = jnp.array([[0.3, 0.6], [0.4, 0.7], [0.1, 0.9]])
+    logit = np.log(np.array(q_hat) / (1 - np.array(q_hat)))
+    margins = np.array([1, -1]) * (logit[:2, 0] - logit[:2, 1])
+    expected = np.log1p(np.exp(-5 * margins)).mean()
+    assert losses.ranking_logistic(q, q_hat) == pytest.approx(expected, rel=1e-5)
+    assert losses.ranking_logistic(q[2:], q_hat[2:]) == 0
+    saturated = jnp.array([[0.0, 1.0]])
+    assert np.isfinite(jax.grad(losses.ranking_logistic, 1)(q[:1], saturated)).all()
+
+
 def test_regression_loss_counts_originals_only():
     q, q_hat = jnp.array([0.5, 0.9, 0.1]), jnp.array([0.7, 0.0, 0.2])
     value = losses.regression_loss(q, q_hat, jnp.array([True, False, True]))

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from cpllm import config
-from cpllm.data import ladder, scenes
+from cpllm.data import ladder, scenes, wide
 
 SMOKE = scenes.catalog(config.smoke().data)
 POCKET = scenes.catalog(config.pocket().data)
@@ -159,3 +159,23 @@ def unexplained_by_shift(a, b, reach=16):
     gaps = [ndimage.uniform_filter(np.abs(a - np.roll(b, (y, x), (0, 1))), 16)[inner]
             for y in range(-reach, reach + 1, 2) for x in range(-reach, reach + 1, 2)]
     return min(gaps, key=np.mean).max()
+
+
+def test_wide_scenes_share_nothing_with_sets_that_are_scored():
+    """The default model may train on them: by family and by source they are training's own."""
+    cfg = config.fit("pocket")
+    made, scored = wide.catalog(cfg.data), [s for s in POCKET if s.split != "train"]
+    assert len(made) == cfg.data.wide_scenes and {s.split for s in made} == {"train"}
+    assert not {s.source for s in made} & {s.source for s in scored}
+    assert not {s.family for s in made} & set(scenes.UNSEEN)
+    chosen = [s for s in ladder.catalog(cfg.data) if s.split == "validation"]
+    assert chosen == [s for s in POCKET if s.split == "validation"]
+
+
+def test_wide_levels_come_in_close_pairs_that_x264_knows():
+    for scene in wide.catalog(config.fit("pocket").data)[:50]:
+        levels = wide.levels(scene)
+        assert 2 <= len(levels) <= 6 and min(levels) >= 11 and max(levels) <= 51
+        assert np.diff(levels).min() <= 3
+        rows = ladder.clips(scene, config.fit("pocket").data)
+        assert [r["crf"] for r in rows if r["video"].startswith(f"{scene.name}@crf")] == levels
