@@ -279,9 +279,9 @@ FIT: dict[str, dict[str, Any]] = {
         "video.key_frames": 5, "video.patches": 32,
         "model.low": VideoPrism(4, 0, 128, 512, 4, 8, 64, softcap=0.0, exact_gelu=False),
         "model.decoder": Gemma(3, 128, 384, 4, 1, 32, 1024),
-        "train.steps": 6000, "train.batch": 64, "train.warmup": 300, "train.patches": 16,
-        "train.within_share": 0.7, "train.ranking": "logistic", "train.select_every": 2000,
-        "train.save_every": 2000,
+        "train.steps": 3600, "train.batch": 64, "train.warmup": 200, "train.patches": 16,
+        "train.within_share": 0.7, "train.ranking": "logistic", "train.select_every": 1800,
+        "train.save_every": 1800, "train.select_scenes": 40,
     },
     "paper": {},
 }
