@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cpllm
-from cpllm import cli, config
+from cpllm import card, cli, config
 from cpllm.data import ladder
 from cpllm.judge import load
 
@@ -181,6 +181,12 @@ def test_a_fifo_is_refused_without_waiting(capsys, weights, tmp_path):
     code, _, err = run(capsys, "score", tmp_path / "pipe.mp4", "--weights", weights)
     assert code == 2
     assert "no regular file" in err
+
+
+def test_the_shipped_card_is_that_of_the_shipped_weights():
+    if not card.beside(cpllm.infer.DEFAULT).exists():
+        pytest.skip("no card is committed yet")
+    assert card.of(cpllm.infer.DEFAULT) is not None, "cpllm calibrate makes it anew"
 
 
 def test_the_shipped_model_scores_the_real_clips(real_clips, capsys):

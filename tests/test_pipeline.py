@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from scipy import ndimage
 
-from cpllm import baselines, calibrate, config, pipeline, records, report, sweep
+from cpllm import baselines, calibrate, card, config, pipeline, records, report, sweep
 from cpllm.data import ladder, manifests, text
 from cpllm.infer import Scorer
 from cpllm.model.cpllm import CPLLM
@@ -103,6 +103,28 @@ def test_the_first_seed_of_the_default_is_a_chapter_and_the_packages_weights(pla
     pipeline._ship("smoke", {"default-s0"})
     assert default.read_text() == "w"
     assert (place / "results" / "smoke" / "notebooks" / "20_train.ipynb").read_text() == "{}"
+
+
+def test_the_packages_weights_get_a_card_from_their_predictions_once(place, monkeypatch):
+    cfg, data = config.preset("smoke"), place / "data" / "smoke"
+    table = ladder.build(cfg, data, ("train", "validation"), workers=1)
+    default = place / "package" / "smoke.safetensors"
+    monkeypatch.setattr("cpllm.infer.DEFAULT", default)
+    monkeypatch.setattr(card, "LEVEL", 0.5)  # the profile has too few sources for 90%
+    Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500)).save(default)
+    rows = table[table["split"] == "validation"]
+    records.write_csv(place / "results" / "smoke" / "runs" / "default-s0" / "predictions.csv",
+                      rows[["video"]].assign(prediction=rows["proxy"] + 3))
+    assert pipeline.make_card("pocket") is None
+    assert pipeline.make_card("smoke") == card.beside(default)
+    found = card.of(default)
+    assert found.calibration.half_width == pytest.approx(3, abs=1e-3)
+    assert found.calibration.n_items == len(rows) and found.content.limit > 0
+    short = table.loc[table["split"] == "train", ["width", "height"]].min(axis=1)
+    assert found.lines == (short.min(), short.max())
+    assert pipeline.make_card("smoke", again=False) is None
+    default.write_bytes(default.read_bytes() + b" ")
+    assert card.of(default) is None
 
 
 TIMED = ["80_benchmark_towers", "81_benchmark_encodes", "82_benchmark_batches",
