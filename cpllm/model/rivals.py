@@ -165,6 +165,9 @@ class MBVQA(Rival):
     of K patches, not of the frame; the difference is of two key frames half a clip apart, not of
     neighbours at full rate; no rectifier is dropped at random in training. Off: the rectifiers see
     the view, as the base does.
+
+    The pyramid is of normalised patches, as what the others' low-level tower sees: .44 against .39
+    on plain ones (validation SRCC of 140 clips after 80 steps, one seed).
     """
 
     inputs = (*Rival.inputs, "following")
@@ -253,9 +256,14 @@ class QAlign(Rival):
     abstractor and LLaMA; the question, the same for all, is one token; a video is the mean of its
     frames. Off: the decoder's last state gives a number, by L1 and L2.
 
-    Where the low-level tower of the others sees normalised frames, so does this one's encoder: on
-    plain ones the table's 200 steps learnt no more than how often each word is right
-    (cross-entropy 1.52; the words' own entropy is 1.48; validation SRCC .08).
+    Where the low-level tower of the others sees normalised frames, so does this one's encoder. It
+    still learns slowly at pocket size. On plain frames the table's 200 steps reached a validation
+    SRCC of .08 to .10, with a cross-entropy of 1.52 where guessing by frequency has 1.48. Measured
+    since on 399 training and 140 validation clips, one seed: statistics of the same 192-pixel views
+    made by hand give .58 by a forest (.64 on native patches), so the views hold it; on normalised
+    frames 120 steps of words gave −.04, a number in their place .15 after 75, MBVQA on native
+    patches .44 after 80. So a tower on a resized view takes more than these steps, and words more
+    than a number. More steps or pixels for this row alone would not be the same recipe.
     """
 
     inputs = ("view",)
