@@ -1,5 +1,6 @@
 """Training for real on the smoke profile's data, a few steps."""
 
+import io
 import json
 import re
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file
 
 from cpllm import config, train
@@ -214,6 +216,25 @@ def test_a_set_that_a_user_brought_trains_from_labels_to_run(tmp_path, monkeypat
     found = train.run(cfg, "brought", tmp_path, tmp_path / "results")
     assert np.isfinite([found[part] for part in train.PARTS]).all()
     assert "validation_srcc" in found and "validation_flip_10" not in found
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_tells_loss_parts_pairs_a_second_and_the_time_left(monkeypatch, terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=160)
+    monkeypatch.setattr(train, "Console", lambda **_: console)
+    monkeypatch.setattr(train, "PRINT_EVERY", 2)
+    recent = []
+    with train._bar() as bar:
+        task = bar.add_task("train", total=4, completed=0, since=0, news="")
+        for i in range(3):
+            recent.append([0.5 + i, 0.25, 7.0])
+            train._advance(bar, task, recent, 8)
+    said = "3/4" if terminal else "step 2/4"
+    means = "1.5000" if terminal else "1.0000"
+    assert re.search(rf"{said}.*ranking {means}  regression 0\.2500  text 7\.0000 +[\d.]+ pairs/s",
+                     out.getvalue())
+    assert re.search(r"0:00:\d\d" if terminal else r"\d s left", out.getvalue())
 
 
 def test_a_cosine_schedule_warms_up_and_ends_at_zero():
