@@ -85,7 +85,7 @@ def claims_table(profile: str) -> str:
     rows = rows_of(profile, "claims.csv")
     if not rows:
         return f"Not run: `make reproduce PROFILE={profile}` judges them.\n"
-    ours = Counter(next(v for v in VERDICTS if r["at_profile"].startswith(v)) for r in rows)
+    ours = Counter(r["at_profile"].partition(":")[0] for r in rows)
     said = ", ".join(f"{ours[v]} {v}" for v in VERDICTS if ours[v])
     held = sum(r["in_paper"] == "holds" for r in rows)
     return table(["Exhibit", "Claim", "In the paper's numbers", f"Here ({profile})"], [
