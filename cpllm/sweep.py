@@ -98,6 +98,8 @@ NOTEBOOKS = {
         Notebook("70_claims", (*RUNS, "results/{profile}/tables/*.csv", "results/paper.csv",
                                "cpllm/metrics.py", "cpllm/claims.py", "cpllm/report.py"),
                  last=True),
+        Notebook("75_use", ("cpllm/weights/*", "cpllm/judge.py", "cpllm/verdicts.py",
+                            "cpllm/curve.py", "cpllm/damage.py", "cpllm/card.py", *DATA)),
         Notebook("80_benchmark_towers", timed=True),
         Notebook("81_benchmark_encodes", timed=True),
         Notebook("82_benchmark_batches", timed=True),
