@@ -274,14 +274,10 @@ TABLE: dict[str, dict[str, Any]] = {
 FIT: dict[str, dict[str, Any]] = {
     "smoke": {},
     "pocket": {
-        "data.train_scenes": 0, "data.singles": (0, 60, 0), "data.wide_scenes": 560,
-        "data.test_scenes": 0,
-        "video.key_frames": 5, "video.patches": 32,
-        "model.low": VideoPrism(4, 0, 128, 512, 4, 8, 64, softcap=0.0, exact_gelu=False),
-        "model.decoder": Gemma(3, 128, 384, 4, 1, 32, 1024),
-        "train.steps": 3600, "train.batch": 64, "train.warmup": 200, "train.patches": 16,
-        "train.within_share": 0.7, "train.ranking": "logistic", "train.select_every": 1800,
-        "train.save_every": 1800, "train.select_scenes": 40,
+        "data.wide_scenes": 240, "data.singles": (400, 60, 0), "data.test_scenes": 0,
+        "video.key_frames": 5, "video.patches": 48,
+        "train.steps": 2400, "train.within_share": 0.7, "train.ranking": "logistic",
+        "train.select_every": 1200, "train.save_every": 600, "train.select_scenes": 40,
     },
     "paper": {},
 }
