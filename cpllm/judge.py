@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
-from cpllm import card, curve, infer
-from cpllm.curve import Curve
+from cpllm import card, infer
 from cpllm.data import annotate, text, video
 from cpllm.data.batches import Batch, model_inputs
 from cpllm.model import weights
 from cpllm.verdicts import Comparison, Description, Score
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what encodes and draws is loaded where it is asked for
+    from cpllm.curve import Curve
     from cpllm.damage import Heatmap
 
 ALIKE = 0.8
@@ -89,13 +89,15 @@ class Judge(infer.Scorer):
 
     def heatmap(self, path: str | Path, stride: int | None = None) -> Heatmap:
         """Where the low-level encoder sees damage in the middle key frame."""
-        from cpllm import damage  # which draws
+        from cpllm import damage
 
         return damage.heatmap(path, self, stride)
 
     def ladder(self, path: str | Path, crfs: Sequence[int] = (), codec: str = "h264",
                preset: str = "medium", seconds: float | None = None) -> Curve:
         """Score against CRF and bitrate of a video's encodes: see `curve.climb`."""
+        from cpllm import curve
+
         return curve.climb(self, path, crfs, codec, preset, seconds)
 
     def _look(self, path: str | Path, threads: int = 0) -> tuple[video.Sample, Batch]:
