@@ -291,22 +291,24 @@ def make_card(profile: str, again: bool = True) -> Path | None:
 
     if DEFAULT.stem != profile or (not again and card.of(DEFAULT)):
         return None
-    run_id, manifest = next(iter(run_ids(profile))), DATA / profile / "manifest.csv"
-    rows = manifests.read(manifest)
+    scorer, data, run_id = load(DEFAULT), DATA / profile, next(iter(run_ids(profile)))
+    folders = {"train": config.clips(scorer.cfg, data), "validation": data}
+    rows = {split: manifests.read(folder / "manifest.csv").query(f"split == '{split}'")
+            for split, folder in folders.items()}
     predicted = pd.read_csv(records.run_folder(RESULTS, profile, run_id) / "predictions.csv")
-    validation = rows[rows["split"] == "validation"].merge(predicted, on="video")
-    if validation.empty or not (rows["split"] == "train").any():
-        raise ValueError(f"{manifest}: expected the train and validation splits that {run_id} was "
-                         f"trained on and scored; cpllm data --profile {profile} makes them")
-    seen = rows[rows["split"] != "test"].groupby("scene", sort=False).nth(slice(None, None, 4))
-    scorer, paths = load(DEFAULT), [DATA / profile / name for name in manifests.files(seen)]
+    validation = rows["validation"].merge(predicted, on="video")
+    if validation.empty or rows["train"].empty:
+        raise ValueError(f"{run_id}: expected validation clips that it scored under {data} and "
+                         f"training clips under {folders['train']}; cpllm data makes them")
+    seen = {split: found.groupby("scene", sort=False).nth(slice(None, None, 4))
+            for split, found in rows.items()}
+    paths = [folders[split] / name for split in seen for name in manifests.files(seen[split])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         inputs = track(ahead(pool, scorer.inputs, paths), "seeing videos", len(paths),
                        console=console)
         features = np.stack([card.features(scorer.see(x)[0]) for x in inputs])
-    train = (seen["split"] == "train").to_numpy()
-    short = seen.loc[train, ["width", "height"]].min(axis=1)
-    content = card.fit_content(features[train], features[~train], seen["source"][~train])
+    n, short = len(seen["train"]), seen["train"][["width", "height"]].min(axis=1)
+    content = card.fit_content(features[:n], features[n:], seen["validation"]["source"])
     path = card.beside(DEFAULT)
     card.make(records.file_hash(DEFAULT), validation, (int(short.min()), int(short.max())),
               content).write(path)
