@@ -28,7 +28,7 @@ class Browser:
         port = home / "DevToolsActivePort"
         self._until(lambda: port.exists() and port.read_text().count("\n"), 30)
         self.socket = websocket.create_connection(
-            "ws://127.0.0.1:{}{}".format(*port.read_text().split()), timeout=60)
+            "ws://127.0.0.1:{}{}".format(*port.read_text().split()), timeout=120)
         self.count, self.session = 0, None
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)[

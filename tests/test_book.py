@@ -226,3 +226,31 @@ def test_auto_shows_smoke_where_only_smoke_has_run(tmp_path, monkeypatch):
     path.write_text("{}")
     assert module.choose("auto") == "smoke"
     assert module.choose("paper") == "paper"
+
+
+def test_launch_buttons_open_the_source_notebook_where_the_repository_is_public(monkeypatch):
+    module = load(ROOT)
+    for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY"):
+        monkeypatch.delenv(name, raising=False)
+    assert set(module.launches("30_table3").values()) == {"colab-and-binder"}
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "ann/cpllm")
+    assert module.launches("30_table3") == {
+        "Colab": "https://colab.research.google.com/github/ann/cpllm/blob/main/notebooks/"
+                 "30_table3.ipynb",
+        "Binder": "https://mybinder.org/v2/gh/ann/cpllm/main?urlpath=lab/tree/notebooks/"
+                  "30_table3.ipynb"}
+
+
+def test_parameters_are_those_that_ran(tmp_path):
+    cells = [new_code_cell("profile = 'smoke'\ndraws = 2000", metadata={"tags": ["parameters"]}),
+             new_code_cell("# Parameters\nprofile = 'pocket'",
+                           metadata={"tags": ["injected-parameters"]})]
+    assert load(ROOT).parameters(cells) == {"profile": "pocket", "draws": 2000}
+
+
+def test_pdf_without_chromium_says_what_to_install(monkeypatch, capsys):
+    module = load(ROOT)
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    assert module.print_pdf("pocket") == 1
+    assert "apt install chromium" in capsys.readouterr().err
