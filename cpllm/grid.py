@@ -6,15 +6,18 @@ recorded; if only the training code has changed since, it is kept and called "ol
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import shutil
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,9 @@ from cpllm import config, records, sweep
 from cpllm.data import ladder, manifests
 
 NOTEBOOK = "20_train.ipynb"
+MOST = 1000
+"""Combinations of a grid's axes: more are a slip of the pen, or take the memory."""
+
 DONE, OLDER, CHANGED, MISSING = "done", "older code", "changed", "not run"
 console = Console(stderr=True)
 
@@ -81,7 +87,9 @@ def configure(profile: str, recipe: str, seed: int, changes: dict[str, Any]) -> 
     if kind := changes.pop("kind", None):
         cfg = config.rival(cfg, kind, changes.pop("mechanism", True))
     flat = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-    return config.replace(cfg, seed=seed, **flat)
+    cfg = config.replace(cfg, seed=seed, **flat)
+    _check_types(cfg)
+    return cfg
 
 
 def read(name: str, profile: str, root: Path) -> list[Run]:
@@ -97,8 +105,31 @@ def read(name: str, profile: str, root: Path) -> list[Run]:
                        for seed in config.preset(profile).seeds]
     except GridError:
         raise
-    except (ValueError, TypeError, AttributeError) as error:
-        raise GridError(f"{name}.yaml: {error}") from error
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise GridError(f"{name}.yaml: {' '.join(str(error).split())}") from error
+
+
+def run_name(run_id: str) -> str:
+    """The name of a run, which names files; ValueError where it could leave their folder."""
+    if not re.fullmatch(manifests.NAME, run_id):
+        raise ValueError(f"run {run_id!r}: expected a name of letters, digits and . _ @ + -")
+    return run_id
+
+
+def _check_types(part: Any, at: str = "config") -> None:
+    """ValueError names a field of a configuration that holds another type than its own."""
+    for name, kind in typing.get_type_hints(type(part)).items():
+        value, wanted = getattr(part, name), typing.get_origin(kind) or kind
+        if dataclasses.is_dataclass(value):
+            _check_types(value, f"{at}.{name}")
+            continue
+        items, wanted = ((value, typing.get_args(kind)[0]) if wanted is tuple
+                         and isinstance(value, tuple) else ((value,), wanted))
+        for item in items:
+            fits = isinstance(item, bool) if wanted is bool else isinstance(
+                item, (int, float) if wanted is float else wanted) and not isinstance(item, bool)
+            if not fits:
+                raise ValueError(f"{at}.{name}: expected {wanted.__name__}, got {item!r:.80}")
 
 
 def status(run: Run, profile: str, root: Path, data_hash: str | None) -> str:
@@ -217,6 +248,8 @@ def _load(name: str, root: Path) -> Grid:
 
 def _rows(grid: Grid) -> Iterable[tuple[str, dict[str, Any]]]:
     """(name, changes): `single` and, under axes, `single-lora_rank4`."""
+    if (n := prod(map(len, grid.axes.values()))) > MOST:
+        raise ValueError(f"axes: expected at most {MOST:,} combinations, got {n:,}")
     for (name, changes), values in product(grid.rows.items(), product(*grid.axes.values())):
         at = dict(zip(grid.axes, values, strict=True))
         parts = [f"-{key.rpartition('.')[2]}{value}" for key, value in at.items()]
@@ -225,6 +258,7 @@ def _rows(grid: Grid) -> Iterable[tuple[str, dict[str, Any]]]:
 
 def _run(row: str, recipe: str, changes: dict[str, Any], seed: int, profile: str) -> Run:
     run_id = f"{row}-s{seed}"
+    run_name(run_id)
     told = {"profile": profile, "seed": seed, "run_id": run_id, "recipe": recipe,
             "changes": json.dumps(changes)}
     return Run(run_id, told, configure(profile, recipe, seed, changes))

@@ -123,10 +123,21 @@ def load(path: str | Path | None = None) -> Judge:
     """The committed default model, or one from a weights file with its card beside it.
 
     Compiled programs are kept in the user's cache folder, unless JAX has been told of one.
+    ValueError names the file and what is wrong with it: also a tensor that is not of finite floats.
     """
     _keep_programs()
     path = Path(path or infer.DEFAULT)
-    model, cfg, tokenizer = weights.load(path)
+    if not path.is_file():  # a FIFO would be waited for
+        raise ValueError(f"{path}: expected CP-LLM weights in safetensors form, found no file")
+    try:
+        model, cfg, tokenizer = weights.load(path)
+    except Exception as error:  # those of JSON, of tokenizers and of sizes of 0 share no class
+        named = str(path) in str(error)
+        raise ValueError(f"{path}: expected CP-LLM weights ({error})" if not named
+                         else str(error)) from error
+    if bad := [name for name, x in weights.tensors(model).items() if x.dtype.kind in "iub"
+               or not np.isfinite(x.astype(np.float32, copy=False)).all()]:
+        raise ValueError(f"{path}: expected finite floats, came others in {', '.join(bad)}")
     return Judge(cfg, model, tokenizer, known=card.of(path))
 
 

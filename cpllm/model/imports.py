@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -137,9 +138,21 @@ def readers(path: Path) -> Readers:
 def _npz(path: Path) -> Readers:
     try:
         file = np.load(path, allow_pickle=False)
-    except ValueError as error:  # a pickle, or no NumPy file at all
+    except (ValueError, EOFError, BadZipFile) as error:  # a pickle, or no NumPy file at all
         raise ValueError(f"{path}: expected arrays in npz form, without pickles") from error
-    return {name: partial(file.__getitem__, name) for name in file.files}
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path}: expected arrays in npz form, came one array")
+
+    def member(name: str) -> np.ndarray:
+        try:
+            found = file[name]  # bytes where the member is no array
+        except (ValueError, EOFError, MemoryError, BadZipFile) as error:
+            raise ValueError(f"{path}: {name}: expected an array ({error})") from error
+        if not isinstance(found, np.ndarray):
+            raise ValueError(f"{path}: {name}: expected an array, came {len(found):,} bytes")
+        return found
+
+    return {name: partial(member, name) for name in file.files}
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -322,7 +335,8 @@ def _flax_names() -> list[str]:
 def _config(path: Path):
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(path if path.is_dir() else path.parent, local_files_only=True)
+    folder = path if path.is_dir() else path.parent
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def import_weights(
