@@ -36,7 +36,8 @@ class Gemini(BaseHTTPRequestHandler):
                                   "finishReason": code if isinstance(code, str) else "STOP"}],
                   "usageMetadata": {"promptTokenCount": 321, "candidatesTokenCount": 17}}
         if not isinstance(code, str) and code != 200:
-            answer = {"error": {"code": code, "message": f"no {code}", "status": "BAD"}}
+            told = f"no {code} for {self.headers['x-goog-api-key']}"
+            answer = {"error": {"code": code, "message": told, "status": "BAD"}}
         data = json.dumps(answer).encode()
         self.send_response(200 if isinstance(code, str) else code)
         self.send_header("Content-Type", "application/json")
