@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import glob
@@ -134,6 +135,9 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--workers", type=int, help="runs at once (default: one a core)")
     sweep.add_argument("--scheduler", metavar="ADDRESS", help="of a dask cluster, as in data")
     known = verb("calibrate", calibrate_weights, "Measure how far scores are off, and for what.")
+    check = verb("verify", verify_results, "Compute committed results again; compare.")
+    check.add_argument("--write", action="store_true",
+                       help="write the golden scores anew, of changed weights (maintainers)")
     timing = verb("benchmark", time_machine, "Execute the notebooks that time this machine.")
     timing.add_argument("names", nargs="*", metavar="NAME",
                         help="as encodes (default: all, one after another)")
@@ -180,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--against-prediction", metavar="COL", help="default: as --prediction")
     evaluate.add_argument("--draws", type=int, default=2000, help="of the bootstrap")
     evaluate.add_argument("--format", choices=("text", "json"), default="text")
-    for sub in (data, again, train, reproduce, sweep, known, timing):
+    for sub in (data, again, train, reproduce, sweep, known, check, timing):
         sub.add_argument("--profile", choices=config.PRESETS, default="pocket")
     return top
 
@@ -332,12 +336,13 @@ def build_data(args: argparse.Namespace) -> int:
     Clips that only differ from the committed manifest are another machine's, not bad.
     """
     _as_elsewhere()
-    from cpllm import pipeline
+    from cpllm import pipeline, sweep
     from cpllm.data import ladder
 
     if not args.check:
-        table = (pipeline.build_clips(config.fit(args.profile), args.scheduler) if args.fit
-                 else pipeline.build_data(args.profile, args.splits, args.scheduler))
+        with sweep.alone(args.profile):
+            table = (pipeline.build_clips(config.fit(args.profile), args.scheduler) if args.fit
+                     else pipeline.build_data(args.profile, args.splits, args.scheduler))
         if args.commit:
             ladder.commit_manifest(table, ladder.COMMITTED / f"{args.profile}{'-fit' * args.fit}")
         return 0
@@ -419,13 +424,13 @@ def annotate_clips(args: argparse.Namespace) -> int:
 def train_model(args: argparse.Namespace) -> None:
     """Train and record one run, alone or as one of several processes."""
     _quiet()
-    from cpllm import mesh, pipeline, records, train
+    from cpllm import grid, mesh, pipeline, records, sweep, train
 
     mesh.join(args.coordinator, args.processes, args.process)
     known = config if args.data else pipeline  # what is brought may be any profile's
     known.preset(args.profile)
     cfg = config.replace(config.RECIPES[args.recipe](args.profile), seed=args.seed)
-    run_id = args.run_id or f"default-s{args.seed}"
+    run_id = grid.run_name(args.run_id or f"default-s{args.seed}")
     data = args.data or pipeline.DATA / args.profile
     kept = records.checkpoints(data, run_id)
     if kept.exists() and not (args.resume or args.fresh):
@@ -433,19 +438,20 @@ def train_model(args: argparse.Namespace) -> None:
             f"{kept}: holds checkpoints of an unfinished run; --resume goes on from the last one, "
             "--fresh forgets them"
         )
-    train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp, args.start,
-              args.workers)
+    with contextlib.nullcontext() if args.process else sweep.alone(args.profile, run_id):
+        train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp, args.start,
+                  args.workers)
 
 
 def sweep_grids(args: argparse.Namespace) -> None:
     """Train what a grid lacks, then score every run that has no predictions."""
     _as_elsewhere()
     _quiet()
-    from cpllm import pipeline
+    from cpllm import pipeline, sweep
 
-    pipeline.train_grids(args.profile, args.grids, args.rows, args.grids if args.fresh else (),
-                         args.stale, args.dry_run,
-                         args.workers, args.scheduler)
+    with contextlib.nullcontext() if args.dry_run else sweep.alone(args.profile):
+        pipeline.train_grids(args.profile, args.grids, args.rows, args.grids if args.fresh else (),
+                             args.stale, args.dry_run, args.workers, args.scheduler)
 
 
 def evaluate_file(args: argparse.Namespace) -> None:
@@ -491,13 +497,27 @@ def time_machine(args: argparse.Namespace) -> None:
     pipeline.benchmark(args.profile, args.names)
 
 
+def verify_results(args: argparse.Namespace) -> int:
+    """A line for each difference; 1 when there are some."""
+    _quiet()
+    from cpllm import pipeline, verify
+
+    if args.write:
+        print(f"written: {verify.write(args.profile, pipeline.RESULTS)}")
+        return 0
+    found = list(verify.differences(args.profile, pipeline.RESULTS))
+    print("\n".join([*found, f"{args.profile}: {len(found)} differences"]))
+    return int(bool(found))
+
+
 def reproduce_profile(args: argparse.Namespace) -> None:
     """Data, training, scores and notebooks, as far as they are out of date."""
     _as_elsewhere()
     _quiet()
-    from cpllm import pipeline
+    from cpllm import pipeline, sweep
 
-    pipeline.reproduce(args.profile, args.fresh)
+    with sweep.alone(args.profile):
+        pipeline.reproduce(args.profile, args.fresh)
 
 
 if __name__ == "__main__":

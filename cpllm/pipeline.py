@@ -150,11 +150,17 @@ def _ship(profile: str, trained: set[str]) -> None:
     if run_id not in trained:
         return
     chapter = RESULTS / profile / "notebooks" / grid.NOTEBOOK
-    chapter.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(DATA / profile / "notebooks" / f"{run_id}.ipynb", chapter)
+    _copy(DATA / profile / "notebooks" / f"{run_id}.ipynb", chapter)
     if DEFAULT.stem == profile:
-        DEFAULT.parent.mkdir(exist_ok=True)
-        shutil.copyfile(DATA / profile / "weights" / f"{run_id}.safetensors", DEFAULT)
+        _copy(DATA / profile / "weights" / f"{run_id}.safetensors", DEFAULT)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Under a temporary name, then renamed: whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.copyfile(source, part)
+    part.replace(target)
 
 
 def pretrain_towers(profile: str, fresh: bool) -> None:

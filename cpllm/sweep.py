@@ -7,6 +7,7 @@ files is the one that it carries; times on disk play no part, so a fresh clone k
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -282,6 +283,27 @@ def scrub(node: Any) -> Any:
 # --- a profile ------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def alone(*names: str, root: Path = ROOT) -> Iterator[None]:
+    """Hold what these names stand for, as a profile, against other processes on this machine.
+
+    RuntimeError at once where another holds it. The lock ends with its process, however that ends.
+    """
+    path = root / ".cache" / "locks" / "-".join(names)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RuntimeError(f"{' '.join(names)}: process {file.read() or 'unknown'} is working "
+                               "on it; wait until it is done, or end it") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
 def reproduce(
     profile: str, fresh: bool, steps: Sequence[Step | Notebook], root: Path = ROOT
 ) -> list[str]:
@@ -350,8 +372,7 @@ def _redo_step(step: Step, profile: str, fresh: bool, root: Path) -> bool:
         return False
     console.print(f"{step.name} …", highlight=False)
     step.run(profile, fresh)
-    stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(before)
+    records.write(stamp, before)
     console.print(f"{step.name}: done", highlight=False)
     return True
 

@@ -149,7 +149,7 @@ def test_what_is_brought_trains_under_any_profile(capsys, tmp_path, monkeypatch)
     from cpllm import train
 
     seen = []
-    monkeypatch.setattr(train, "run", lambda cfg, *rest: seen.append((cfg.profile, rest[-1])))
+    monkeypatch.setattr(train, "run", lambda cfg, *rest: seen.append((cfg.profile, rest[-2])))
     brought = ["--data", str(tmp_path), "--start", str(tmp_path / "start.safetensors")]
     code, *_ = run(capsys, "train", "--profile", "paper", *brought)
     assert code == 0 and seen == [("paper", tmp_path / "start.safetensors")]

@@ -1,0 +1,131 @@
+"""Two processes at once, a disk that can't be written, a kill: nothing half-made, nothing lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cpllm import cli, pipeline, records, sweep
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from cpllm import sweep
+with sweep.alone("smoke", root=Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that works on the profile `smoke`."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_on_the_same_output_is_refused_until_the_first_is_gone(holder, tmp_path):
+    with pytest.raises(RuntimeError, match=f"smoke: process {holder.pid} is working on it"), \
+            sweep.alone("smoke", root=tmp_path):
+        pass
+    with sweep.alone("pocket", root=tmp_path), sweep.alone("smoke", "default-s0", root=tmp_path):
+        pass
+    holder.send_signal(signal.SIGKILL)  # leaves no lock behind
+    holder.wait()
+    with sweep.alone("smoke", root=tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("words", [["data"], ["sweep", "table"], ["reproduce"]])
+def test_every_long_verb_is_refused_while_another_works_on_its_profile(
+        words, holder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep.alone.__wrapped__, "__kwdefaults__", {"root": tmp_path})
+    monkeypatch.setattr(pipeline, "DATA", tmp_path / "data")
+    assert cli.main([*words, "--profile", "smoke"]) == 2
+    assert f"process {holder.pid} is working on it" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def unwritable(folder):
+    """The environment in which a program can't write below `folder`, or a skip."""
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c",
+             'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"', "sh",
+             str(folder)]
+    try:
+        if subprocess.run([*words, "true"], capture_output=True).returncode:
+            pytest.skip("no user namespaces here to mount a read-only disk in")
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    return words
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from cpllm import records
+try:
+    records.write(Path(sys.argv[1], "a.json"), "new" * 2_000_000)
+except OSError as error:
+    sys.exit(f"{error.strerror}: {error.filename}")
+"""
+
+
+def test_a_read_only_disk_is_named_and_what_was_there_stays(tmp_path):
+    records.write(tmp_path / "a.json", "old")
+    run = subprocess.run([*unwritable(tmp_path), sys.executable, "-c", WRITE, str(tmp_path)],
+                         capture_output=True, text=True)
+    assert run.returncode == 1 and "Read-only file system" in run.stderr
+    assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new_one(tmp_path):
+    words = unwritable(tmp_path)
+    words[words.index("-c") + 1] = 'mount -t tmpfs -o size=1m none "$1" && echo old >"$1/a.json" ' \
+        '&& D="$1" && shift && { "$@" 2>&1; cat "$D/a.json"; ls "$D"; }'
+    run = subprocess.run([*words, sys.executable, "-c", WRITE, str(tmp_path)],
+                         capture_output=True, text=True)
+    assert "No space left on device" in run.stdout
+    assert run.stdout.splitlines()[1:] == ["old", "a.json"]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from cpllm import records
+for i in range(10**6):
+    records.write_json(Path(sys.argv[1], "a.json"), [i] * 20_000)
+"""
+
+
+@pytest.mark.parametrize("kill", [pytest.param(i, marks=[pytest.mark.slow] * (i >= 5))
+                                  for i in range(50)])
+def test_a_kill_while_a_file_is_written_leaves_the_one_before_whole(kill, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path])
+    path, deadline = tmp_path / "a.json", time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(kill * 0.0137 % 0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    held = records.read_json(path)
+    assert len(held) == 20_000 and len(set(held)) == 1
+
+
+def test_the_packages_weights_are_copied_whole_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "new").write_text("new" * 1000)
+    (tmp_path / "old").write_text("old")
+
+    def half(source, target):
+        target.write_text(source.read_text()[:100])
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(pipeline.shutil, "copyfile", half)
+    with pytest.raises(OSError, match="No space left"):
+        pipeline._copy(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "old"
