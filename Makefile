@@ -31,7 +31,23 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: help setup reproduce sweep book test test-slow test-oracles lint serve pdf data labels benchmark train fit lock clean
+# pip, asked for `-r requirements.lock` alone, looks for a package with its extras apart from the
+# one without, and then takes the newest release, which has no hash here. So the lock names both.
+define WITH_EXTRAS
+import pathlib, re, tomllib
+extras = {}
+for package in tomllib.loads(pathlib.Path("uv.lock").read_text())["package"]:
+    for needed in package.get("dependencies", []):
+        extras.setdefault(needed["name"], set()).update(needed.get("extra", []))
+def named(found):
+    wanted = ",".join(sorted(extras.get(found[1], ())))
+    return f"{found[1]}[{wanted}]==" if wanted else found[0]
+lock = pathlib.Path("requirements.lock")
+lock.write_text(re.sub(r"(?m)^([a-z0-9._-]+)==", named, lock.read_text()))
+endef
+export WITH_EXTRAS
+
+.PHONY: help setup reproduce sweep book test test-slow test-oracles verify lint serve pdf data labels benchmark train fit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +101,9 @@ lint: $(READY) ## ruff, and no outputs in notebook sources
 	@$(BIN)/ruff check .
 	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -print0 | xargs -0 -r $(BIN)/nbstripout --verify --keep-id
 
+verify: $(READY) ## compute committed tables and scores again; fail where they differ
+	@$(BIN)/cpllm verify --profile $(PROFILE)
+
 data: $(READY) ## film the built-in scenes, encode and label them
 	@$(BIN)/cpllm data --profile $(PROFILE)
 
@@ -107,6 +126,7 @@ lock: $(READY) ## resolve uv.lock and requirements.lock again (maintainers)
 	@export UV_DEFAULT_INDEX=https://pypi.org/simple; \
 	  $(BIN)/uv lock; \
 	  $(BIN)/uv export -q --no-emit-project --extra labels --extra gemini --group dev --no-header -o requirements.lock
+	@$(BIN)/python -c "$$WITH_EXTRAS"
 
 clean: ## remove what is built again in a minute (keeps .venv, data, results)
 	@rm -rf book/_build book/chapters build .pytest_cache .ruff_cache .hypothesis
