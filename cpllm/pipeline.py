@@ -290,7 +290,8 @@ def make_card(profile: str, again: bool = True) -> Path | None:
     """Write the card of the package's weights, where the profile's default model is theirs.
 
     The interval and the confidence come from the run's validation predictions; the domain from what
-    the model sees of each scene's original and every fourth clip after it, of both splits.
+    the model sees of one clip of each training scene, at each level in turn, and of every fourth
+    validation clip: 4 minutes of two cores.
     Without `again` only where the card is missing or another file's.
     """
     from cpllm.infer import DEFAULT, ahead, load
@@ -306,14 +307,16 @@ def make_card(profile: str, again: bool = True) -> Path | None:
     if validation.empty or rows["train"].empty:
         raise ValueError(f"{run_id}: expected validation clips that it scored under {data} and "
                          f"training clips under {folders['train']}; cpllm data makes them")
-    seen = {split: found.groupby("scene", sort=False).nth(slice(None, None, 4))
-            for split, found in rows.items()}
+    scenes = rows["train"].groupby("scene", sort=False)
+    turn = scenes.ngroup() % scenes["scene"].transform("size")
+    seen = {"train": rows["train"][scenes.cumcount() == turn],
+            "validation": rows["validation"].groupby("scene").nth(slice(None, None, 4))}
     paths = [folders[split] / name for split in seen for name in manifests.files(seen[split])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         inputs = track(ahead(pool, scorer.inputs, paths), "seeing videos", len(paths),
                        console=console)
         features = np.stack([card.features(scorer.see(x)[0]) for x in inputs])
-    n, short = len(seen["train"]), seen["train"][["width", "height"]].min(axis=1)
+    n, short = len(seen["train"]), rows["train"][["width", "height"]].min(axis=1)
     content = card.fit_content(features[:n], features[n:], seen["validation"]["source"])
     path = card.beside(DEFAULT)
     card.make(records.file_hash(DEFAULT), validation, (int(short.min()), int(short.max())),
