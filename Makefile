@@ -127,6 +127,7 @@ lock: $(READY) ## resolve uv.lock and requirements.lock again (maintainers)
 	  $(BIN)/uv lock; \
 	  $(BIN)/uv export -q --no-emit-project --extra labels --extra gemini --group dev --no-header -o requirements.lock
 	@$(BIN)/python -c "$$WITH_EXTRAS"
+	@$(BIN)/python -c 'from tests.test_supply import write; write()'
 
 clean: ## remove what is built again in a minute (keeps .venv, data, results)
 	@rm -rf book/_build book/chapters build .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,6 @@
 """What the lock lets in: installable without a look for newer releases, with licences that suit."""
 
+import csv
 import re
 import tomllib
 from importlib import metadata
@@ -10,6 +11,7 @@ from packaging.requirements import Requirement
 from cpllm.sweep import ROOT
 from tests.test_repo import texts
 
+LIST = ROOT / "licences.csv"
 LOCKED = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
 LINES = dict(re.findall(r"^([a-z0-9._-]+(?:\[.*?\])?)==([^\s;]+)",
                         (ROOT / "requirements.lock").read_text(), re.MULTILINE))
@@ -68,16 +70,32 @@ def licence(name: str) -> str:
     return told.get("License-Expression") or "; ".join(classes) or told.get("License", "")
 
 
+def licences() -> list[list[str]]:
+    """(package, licence) of what is locked and installed here."""
+    rows = []
+    for name in sorted(PINNED):
+        try:
+            rows.append([name, " ".join(licence(name).split())])
+        except metadata.PackageNotFoundError:  # of another system or Python
+            continue
+    return rows
+
+
+def write() -> None:
+    """The committed list anew, by `make lock`."""
+    with LIST.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["package", "licence"], *licences()])
+
+
+def test_the_committed_list_of_licences_is_that_of_the_lock():
+    head, *rows = csv.reader(LIST.read_text().splitlines())
+    assert head == ["package", "licence"] and {name for name, _ in rows} <= set(PINNED)
+    assert [row for row in licences() if row not in rows] == []
+
+
 def test_each_licence_lets_the_package_be_used_under_apache():
     """Those of docutils' files that are GPL are not imported; MPL binds only its own files."""
-    odd = {}
-    for name in PINNED:
-        try:
-            if not FINE.search(found := licence(name)):
-                odd[name] = found
-        except metadata.PackageNotFoundError:
-            continue
-    assert odd == {}
+    assert [row for row in licences() if not FINE.search(row[1])] == []
 
 
 def test_the_program_under_the_gpl_is_an_extra_for_labels_that_scoring_never_imports():
