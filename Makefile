@@ -113,8 +113,7 @@ labels: data ## measure the labels again and compare the committed ones
 benchmark: $(READY) ## time towers, encodes and batches on this machine, which should idle
 	@$(BIN)/cpllm benchmark --profile $(PROFILE)
 
-# Each seed 20 minutes on a core of its own, after 10 for its clips; 9 GB of decoded frames stay in data/.
-fit: $(READY) ## train the package's own model anew, three seeds (about an hour on 2 cores)
+fit: $(READY) ## train the package's own model anew, three seeds (about 45 minutes on 2 cores)
 	@$(BIN)/cpllm sweep default --profile $(PROFILE) --fresh
 	@$(BIN)/cpllm calibrate --profile $(PROFILE)
 
