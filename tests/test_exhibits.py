@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def test_each_notebook_runs_with_runs_and_without(results, tmp_path, name, capsy
     for folder, said in (results, "cpllm-s0"), (tmp_path, "runs: not run"):
         space = {}
         for cell in cells:
-            exec(cell.source, space)
+            exec(re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE), space)
             if "parameters" in cell.metadata.get("tags", []):
                 space.update(results=str(folder), draws=20)
         assert said in capsys.readouterr().out

@@ -233,7 +233,8 @@ def test_the_figure_shows_ours_with_seeds_and_marks_the_papers_lines(made):
     filled, table = made
     figure = report.flip_curve(table, filled)
     (axes,) = figure.axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    (legend,) = figure.legends  # beside the axes, off the curves
+    labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["default (smoke)", "filesize (smoke)",
                       "DOVER (paper, LSVQ-test-1080p)", "Q-Align (paper, LSVQ-test-1080p)", CPLLM]
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
