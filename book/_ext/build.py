@@ -189,7 +189,7 @@ def parameters(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
             if tag in cell["metadata"].get("tags", []):
                 found |= {node.targets[0].id: ast.literal_eval(node.value)
                           for node in ast.parse(cell["source"]).body
-                          if isinstance(node, ast.Assign)}
+                          if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
     return found
 
 
