@@ -339,12 +339,14 @@ def build_data(args: argparse.Namespace) -> int:
     from cpllm import pipeline, sweep
     from cpllm.data import ladder
 
+    if args.fit and args.commit:
+        raise ValueError("--commit: the fit recipe's labels are measured where it trains, not kept")
     if not args.check:
         with sweep.alone(args.profile):
             table = (pipeline.build_clips(config.fit(args.profile), args.scheduler) if args.fit
                      else pipeline.build_data(args.profile, args.splits, args.scheduler))
         if args.commit:
-            ladder.commit_manifest(table, ladder.COMMITTED / f"{args.profile}{'-fit' * args.fit}")
+            ladder.commit_manifest(table, ladder.COMMITTED / args.profile)
         return 0
     table, bad, differing = pipeline.check_data(args.profile, args.splits)
     print("\n".join([*(f"{video}: {fault}" for video, fault in bad.items()), *differing,

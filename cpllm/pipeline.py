@@ -65,8 +65,7 @@ def build_data(profile: str, splits: Sequence[str] = ladder.SPLITS,
 def build_clips(cfg: config.Config, scheduler: str | None = None) -> pd.DataFrame:
     """What the `fit` recipe trains on and is chosen by, under data/<profile>-fit."""
     root = config.clips(cfg, DATA / cfg.profile)
-    return ladder.build(cfg, root, manifests.TRAINING, committed=ladder.COMMITTED / root.name,
-                        scheduler=scheduler)
+    return ladder.build(cfg, root, manifests.TRAINING, scheduler=scheduler)
 
 
 def check_data(profile: str,
