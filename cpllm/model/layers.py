@@ -94,15 +94,20 @@ def attend(
     if has_fused(q, softcap):
         heads = None if mask is None else mask[:, None]
         return jax.nn.dot_product_attention(q, k, v, mask=heads, implementation="cudnn")
-    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])  # queries of one key head
-    logits = jnp.einsum("btghd,bsgd->bghts", grouped, k, preferred_element_type=jnp.float32)
-    logits = logits * q.shape[-1] ** -0.5
+    b, t, _, dim = q.shape
+    rows = q.reshape(b, t, k.shape[2], -1, dim).swapaxes(1, 2)  # [B,N_kv,T,queries of a key,H]
+    logits = jnp.einsum("bgrd,bsgd->bgrs", rows.reshape(b, k.shape[2], -1, dim), k,
+                        preferred_element_type=jnp.float32)  # fmt: skip
+    logits = logits * dim**-0.5
     if softcap:
         logits = softcap * jnp.tanh(logits / softcap)
     if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+        per_key = logits.reshape(*rows.shape[:4], -1)
+        least = jnp.finfo(jnp.float32).min
+        logits = jnp.where(mask[:, None, :, None], per_key, least).reshape(logits.shape)
     weights = jax.nn.softmax(logits).astype(q.dtype)
-    return jnp.einsum("bghts,bsgd->btghd", weights, v).reshape(q.shape)
+    y = jnp.einsum("bgrs,bsgd->bgrd", weights, v).reshape(rows.shape)
+    return y.swapaxes(1, 2).reshape(q.shape)
 
 
 class Attention(nnx.Module):
