@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
     data.add_argument("--check", action="store_true",
                       help="only check what is there, against itself and the committed manifest")
-    data.add_argument("--fit", action="store_true", help="those of the fit recipe, beside them")
+    data.add_argument("--fit", action="store_true", help="those of the grid `fit`, beside them")
     data.add_argument("--commit", action="store_true",
                       help="then let data_manifests/<profile> hold what was made (maintainers)")
     again = verb("labels", check_labels, "Measure the clips' labels again; compare the committed.")
@@ -340,10 +340,10 @@ def build_data(args: argparse.Namespace) -> int:
     from cpllm.data import ladder
 
     if args.fit and args.commit:
-        raise ValueError("--commit: the fit recipe's labels are measured where it trains, not kept")
+        raise ValueError("--commit: the grid fit's labels are measured where it trains, not kept")
     if not args.check:
         with sweep.alone(args.profile):
-            table = (pipeline.build_clips(config.fit(args.profile), args.scheduler) if args.fit
+            table = (pipeline.build_fit(args.profile, args.scheduler) if args.fit
                      else pipeline.build_data(args.profile, args.splits, args.scheduler))
         if args.commit:
             ladder.commit_manifest(table, ladder.COMMITTED / args.profile)
@@ -426,13 +426,13 @@ def annotate_clips(args: argparse.Namespace) -> int:
 def train_model(args: argparse.Namespace) -> None:
     """Train and record one run, alone or as one of several processes."""
     _quiet()
-    from cpllm import grid, mesh, pipeline, records, sweep, train
+    from cpllm import mesh, pipeline, records, sweep, train
 
     mesh.join(args.coordinator, args.processes, args.process)
     known = config if args.data else pipeline  # what is brought may be any profile's
     known.preset(args.profile)
     cfg = config.replace(config.RECIPES[args.recipe](args.profile), seed=args.seed)
-    run_id = grid.run_name(args.run_id or f"default-s{args.seed}")
+    run_id = records.run_name(args.run_id or f"default-s{args.seed}")
     data = args.data or pipeline.DATA / args.profile
     kept = records.checkpoints(data, run_id)
     if kept.exists() and not (args.resume or args.fresh):

@@ -34,7 +34,7 @@ class Data:
     preset: str = "veryfast"
     proxy_lines: int = 360  # VMAF compares both clips scaled to this short side
     proxy_every: int = 2  # VMAF looks at each second frame
-    wide_scenes: int = 0  # of the `fit` recipe, for training: see `data/wide.py`
+    wide_scenes: int = 0  # of the grid `fit`, for training: see `data/wide.py`
     dataset: str = "scenes"  # built in; anything else is the user's to bring
 
 
@@ -272,24 +272,6 @@ TABLE: dict[str, dict[str, Any]] = {
 """The `table` recipe: changes to a preset with which every row of Tables 1, 2 and 4 is trained."""
 
 
-FIT: dict[str, dict[str, Any]] = {
-    "smoke": {},
-    "pocket": {
-        "data.wide_scenes": 240, "data.singles": (400, 60, 0), "data.test_scenes": 0,
-        "video.key_frames": 5, "video.patches": 48,
-        "train.steps": 2400, "train.within_share": 0.7, "train.ranking": "logistic",
-        "train.select_every": 1200, "train.save_every": 600, "train.select_scenes": 40,
-    },
-    "paper": {},
-}
-"""The `fit` recipe: changes to a preset for a better default; not the committed weights' yet.
-
-On five real clips never trained on (CRF 15 to 51, against the preset's weights): flip rate at
-diff=2/4/6/10 .19/.06/.04/.01 for .23/.12/.11/.04, SRCC with VMAF .44 for .40; on validation the
-same; but exact content in descriptions .08 for .20, so its words are worse than its scores.
-"""
-
-
 def preset(profile: str) -> Config:
     """The configuration of a profile; ValueError names the known ones."""
     if profile not in PRESETS:
@@ -302,25 +284,23 @@ def table(profile: str) -> Config:
     return replace(preset(profile), **TABLE[profile])
 
 
-def fit(profile: str) -> Config:
-    """The preset under the `fit` recipe."""
-    return replace(preset(profile), **FIT[profile])
-
-
-RECIPES = {"preset": preset, "table": table, "fit": fit}
+RECIPES = {"preset": preset, "table": table}
 
 
 def clips(config: Config, data: Path) -> Path:
     """Folder of the clips that a configuration trains on, for the profile's folder `data`.
 
-    >>> clips(smoke(), Path("data/smoke")).name, clips(fit("pocket"), Path("data/pocket")).name
+    >>> wide = replace(pocket(), **{"data.wide_scenes": 240})
+    >>> clips(smoke(), Path("data/smoke")).name, clips(wide, Path("data/pocket")).name
     ('smoke', 'pocket-fit')
     """
     return data.with_name(f"{data.name}-fit") if config.data.wide_scenes else data
 
 
 def from_dict(values: dict[str, Any], cls: type = Config, at: str = "config") -> Any:
-    """Rebuild a configuration from nested dicts; an unknown or missing key is refused by name."""
+    """Rebuild a configuration from nested dicts; what is unknown, missing or mistyped is named."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{at}: expected named values, got {values!r:.80}")
     kinds = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(kinds))
     if unknown:
@@ -330,10 +310,22 @@ def from_dict(values: dict[str, Any], cls: type = Config, at: str = "config") ->
     if needed - set(values):
         raise ValueError(f"{at}: missing {', '.join(sorted(needed - set(values)))}")
     built = {k: from_dict(v, kinds[k], f"{at}.{k}") if dataclasses.is_dataclass(kinds[k])
-             else tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    if built.get("remat") is False:  # what runs recorded while it could only be on or off
-        built["remat"] = ""
+             else _typed(v, kinds[k], f"{at}.{k}") for k, v in values.items()}
     return cls(**built)
+
+
+def _typed(value: Any, kind: Any, at: str) -> Any:
+    """The value, a list as a tuple; ValueError where it is none of `kind`."""
+    wanted = typing.get_origin(kind) or kind
+    if wanted is tuple and isinstance(value, list | tuple):
+        each = typing.get_args(kind)[0]
+        return tuple(_typed(v, each, f"{at}[{i}]") for i, v in enumerate(value))
+    if wanted is str and value is False:  # `remat` before its ways had names
+        return ""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if (isinstance(value, wanted) and (wanted is not int or whole)) or (wanted is float and whole):
+        return value
+    raise ValueError(f"{at}: expected {wanted.__name__}, got {value!r:.80}")
 
 
 def replace(config: Config, **changes: Any) -> Config:
@@ -348,9 +340,10 @@ def replace(config: Config, **changes: Any) -> Config:
         if section not in {f.name for f in dataclasses.fields(config)}:
             raise ValueError(f"config: unknown section {section!r} in {key!r}")
         part = getattr(config, section)
-        if name not in {f.name for f in dataclasses.fields(part)}:
-            raise ValueError(f"config: unknown {key!r}; {section} has "
-                             f"{', '.join(f.name for f in dataclasses.fields(part))}")
+        kinds = typing.get_type_hints(type(part))
+        if name not in kinds:
+            raise ValueError(f"config: unknown {key!r}; {section} has {', '.join(kinds)}")
+        value = _typed(value, kinds[name], f"config.{section}.{name}")
         part = dataclasses.replace(part, **{name: value})
         config = dataclasses.replace(config, **{section: part})
     return config

@@ -6,12 +6,10 @@ recorded; if only the training code has changed since, it is kept and called "ol
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 import shutil
-import typing
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,7 +74,7 @@ class Run:
 
 
 def configure(profile: str, recipe: str, seed: int, changes: dict[str, Any]) -> config.Config:
-    """A profile's configuration under a recipe ("preset", "table" or "fit") with flat changes.
+    """A profile's configuration under a recipe ("preset" or "table") with flat changes.
 
     `kind` and `mechanism` choose a compared model (`config.rival`), all else goes to
     `config.replace`. ValueError names what is unknown.
@@ -87,9 +85,7 @@ def configure(profile: str, recipe: str, seed: int, changes: dict[str, Any]) -> 
     if kind := changes.pop("kind", None):
         cfg = config.rival(cfg, kind, changes.pop("mechanism", True))
     flat = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-    cfg = config.replace(cfg, seed=seed, **flat)
-    _check_types(cfg)
-    return cfg
+    return config.replace(cfg, seed=seed, **flat)
 
 
 def read(name: str, profile: str, root: Path) -> list[Run]:
@@ -107,29 +103,6 @@ def read(name: str, profile: str, root: Path) -> list[Run]:
         raise
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise GridError(f"{name}.yaml: {' '.join(str(error).split())}") from error
-
-
-def run_name(run_id: str) -> str:
-    """The name of a run, which names files; ValueError where it could leave their folder."""
-    if not re.fullmatch(manifests.NAME, run_id):
-        raise ValueError(f"run {run_id!r}: expected a name of letters, digits and . _ @ + -")
-    return run_id
-
-
-def _check_types(part: Any, at: str = "config") -> None:
-    """ValueError names a field of a configuration that holds another type than its own."""
-    for name, kind in typing.get_type_hints(type(part)).items():
-        value, wanted = getattr(part, name), typing.get_origin(kind) or kind
-        if dataclasses.is_dataclass(value):
-            _check_types(value, f"{at}.{name}")
-            continue
-        items, wanted = ((value, typing.get_args(kind)[0]) if wanted is tuple
-                         and isinstance(value, tuple) else ((value,), wanted))
-        for item in items:
-            fits = isinstance(item, bool) if wanted is bool else isinstance(
-                item, (int, float) if wanted is float else wanted) and not isinstance(item, bool)
-            if not fits:
-                raise ValueError(f"{at}.{name}: expected {wanted.__name__}, got {item!r:.80}")
 
 
 def status(run: Run, profile: str, root: Path, data_hash: str | None) -> str:
@@ -258,7 +231,7 @@ def _rows(grid: Grid) -> Iterable[tuple[str, dict[str, Any]]]:
 
 def _run(row: str, recipe: str, changes: dict[str, Any], seed: int, profile: str) -> Run:
     run_id = f"{row}-s{seed}"
-    run_name(run_id)
+    records.run_name(run_id)
     told = {"profile": profile, "seed": seed, "run_id": run_id, "recipe": recipe,
             "changes": json.dumps(changes)}
     return Run(run_id, told, configure(profile, recipe, seed, changes))

@@ -62,8 +62,15 @@ def build_data(profile: str, splits: Sequence[str] = ladder.SPLITS,
     return ladder.build(preset(profile), DATA / profile, splits, scheduler=scheduler)
 
 
-def build_clips(cfg: config.Config, scheduler: str | None = None) -> pd.DataFrame:
-    """What the `fit` recipe trains on and is chosen by, under data/<profile>-fit."""
+def build_fit(profile: str, scheduler: str | None = None) -> pd.DataFrame:
+    """What the runs of the grid `fit` train on and are chosen by, under data/<profile>-fit."""
+    runs = grid.read("fit", profile, sweep.ROOT)
+    if not runs:
+        raise ValueError(f"{profile}: the grid fit has no run at this profile; take pocket")
+    return _build_wide(runs[0].cfg, scheduler)
+
+
+def _build_wide(cfg: config.Config, scheduler: str | None = None) -> pd.DataFrame:
     root = config.clips(cfg, DATA / cfg.profile)
     return ladder.build(cfg, root, manifests.TRAINING, scheduler=scheduler)
 
@@ -129,7 +136,7 @@ def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
     if not (data / "manifest.csv").exists():
         build_data(profile)
     if wide := [cfg for cfg in cfgs if cfg.data.wide_scenes]:
-        build_clips(wide[0])
+        _build_wide(wide[0])
     for cfg in {frame_store(config.clips(cfg, data), cfg): cfg for cfg in cfgs}.values():
         clips = config.clips(cfg, data)
         rows = manifests.read(clips / "manifest.csv").query("split == 'train'")

@@ -18,6 +18,8 @@ from typing import Any
 
 import pandas as pd
 
+from cpllm.data import manifests
+
 ROOT = Path(__file__).parent.parent
 VERSIONS = ("jax", "flax", "optax", "numpy", "scipy", "av", "scikit-image", "scikit-learn", "cpllm")
 
@@ -117,8 +119,11 @@ def write(path: Path, content: str) -> None:
     """Write under a temporary name, then rename: no half-written file under a final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(content)
-    part.replace(path)
+    try:
+        part.write_text(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -133,9 +138,16 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 def run_folder(results: Path, profile: str, run_id: str) -> Path:
     """results/<profile>/runs/<run_id>."""
-    return results / profile / "runs" / run_id
+    return results / profile / "runs" / run_name(run_id)
 
 
 def checkpoints(data: Path, run_id: str) -> Path:
     """Folder of an unfinished run's checkpoints; absent when it is done."""
-    return data / "checkpoints" / run_id
+    return data / "checkpoints" / run_name(run_id)
+
+
+def run_name(run_id: str) -> str:
+    """The name of a run, which names files; ValueError where it could leave their folder."""
+    if not re.fullmatch(manifests.NAME, run_id):
+        raise ValueError(f"run {run_id!r}: expected a name of letters, digits and . _ @ + -")
+    return run_id

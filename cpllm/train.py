@@ -383,8 +383,8 @@ def run(
 ) -> dict[str, Any]:
     """Train one configuration and write its run record; returns the metrics.
 
-    data: folder that `ladder.build` filled (videos and `manifest.csv`), or under the `fit` recipe
-    the neighbour that `config.clips` names; start: weights file to begin with; workers: see `fit`.
+    data: folder that `ladder.build` filled (videos and `manifest.csv`), or with wide scenes the
+    neighbour that `config.clips` names; start: weights file to begin with; workers: see `fit`.
     The weights go to `data/weights/<run_id>.safetensors`; test rows are never opened
     here. A run that was cut short goes on from its last checkpoint in `data/checkpoints/<run_id>`,
     or anew without `resume`; once the record is written the checkpoints are removed.

@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from cpllm import cli, config, evaluation, grid, pipeline
+from cpllm import cli, config, evaluation, grid, pipeline, records
 from cpllm.data import manifests
 from cpllm.judge import load
 from cpllm.model import imports
@@ -100,15 +100,15 @@ ROWS = "about: x\nrows:\n  plain: {}\n"
 
 @pytest.mark.parametrize(("text", "words"), [
     ("about: !!python/object/apply:tests.test_refusals.CALLED.append [1]", "line 1.*python/object"),
-    ("about: !!python/name:os.system", "python/name"), ("about: [", "line 1"), ("", "bad.yaml"),
-    ("- a\n- b", "bad.yaml"), ("abut: x", "unknown abut"), ("rows: {}", "missing about"),
+    ("about: !!python/name:os.system", "python/name"), ("about: [", "line 1"), ("", "named values"),
+    ("- a\n- b", "named values"), ("abut: x", "unknown abut"), ("rows: {}", "missing about"),
     ("about: x\nrows:\n  ../../out: {}", r"run '\.\./\.\./out-s0'"),
     ("about: x\nrows:\n  /out: {}", "run '/out-s0'"),
-    ("about: x\nrows: [1]", "bad.yaml"),
+    ("about: x\nrows: [1]", "grid.rows: expected dict"),
     ("about: x\nrows:\n  a: {steps: many}", "config.train.steps: expected int, got 'many'"),
     ("about: x\nrows:\n  a: {steps: 1.5}", "config.train.steps: expected int, got 1.5"),
     ("about: x\nrows:\n  a: {augment: 1}", "config.train.augment: expected bool, got 1"),
-    ("about: x\nrows:\n  a: {data.crfs: [1, x]}", "config.data.crfs: expected int, got 'x'"),
+    ("about: x\nrows:\n  a: {data.crfs: [1, x]}", r"config.data.crfs\[1\]: expected int, got 'x'"),
     ("about: x\nrows:\n  a: {model.kind: [__import__]}", "config.model.kind: expected str"),
     ("about: x\nrows:\n  a: {__class__: 1}", "unknown '__class__'"),
     ("about: x\nrecipe: eval\nrows:\n  a: {}", "recipe: expected one of"),
@@ -125,9 +125,25 @@ def test_a_hostile_grid_is_refused_by_name_and_builds_no_object(tmp_path, text, 
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", "", ".", "-x", "a\nb", "x\0"])
-def test_a_run_cannot_leave_its_folder(name):
-    with pytest.raises(ValueError, match="expected a name of letters"):
-        grid.run_name(name)
+def test_a_run_cannot_leave_its_folder(tmp_path, name):
+    for place in (lambda: records.run_folder(tmp_path, "smoke", name),
+                  lambda: records.checkpoints(tmp_path, name)):
+        with pytest.raises(ValueError, match="expected a name of letters"):
+            place()
+
+
+@pytest.mark.parametrize("values", [[], "x", None, 3])
+def test_a_configuration_that_is_none_is_refused(values):
+    with pytest.raises(ValueError, match="config: expected named values"):
+        config.from_dict(values)
+
+
+def test_committed_configurations_still_fit():
+    known = sorted((pipeline.RESULTS / "pocket" / "runs").glob("*/config.json"))
+    trained = [path for path in known if "model" in records.read_json(path)]
+    assert len(trained) > 20
+    for path in trained:
+        config.from_dict(records.read_json(path))
 
 
 def rewritten(weights, path, change=lambda t: t, **metadata):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cpllm import config
+from cpllm import config, grid, records
 from cpllm.data import ladder, scenes, wide
 
 SMOKE = scenes.catalog(config.smoke().data)
 POCKET = scenes.catalog(config.pocket().data)
+FIT = grid.read("fit", "pocket", records.ROOT)[0].cfg
 ONE_PER_FAMILY = {s.family: dataclasses.replace(s, width=192, height=144, frames=4) for s in POCKET}
 
 
@@ -163,19 +164,28 @@ def unexplained_by_shift(a, b, reach=16):
 
 def test_wide_scenes_share_nothing_with_sets_that_are_scored():
     """The default model may train on them: by family and by source they are training's own."""
-    cfg = config.fit("pocket")
-    made, scored = wide.catalog(cfg.data), [s for s in POCKET if s.split != "train"]
-    assert len(made) == cfg.data.wide_scenes and {s.split for s in made} == {"train"}
+    made, scored = wide.catalog(FIT.data), [s for s in POCKET if s.split != "train"]
+    assert len(made) == FIT.data.wide_scenes and {s.split for s in made} == {"train"}
     assert not {s.source for s in made} & {s.source for s in scored}
     assert not {s.family for s in made} & set(scenes.UNSEEN)
-    chosen = [s for s in ladder.catalog(cfg.data) if s.split == "validation"]
+    chosen = [s for s in ladder.catalog(FIT.data) if s.split == "validation"]
     assert chosen == [s for s in POCKET if s.split == "validation"]
 
 
 def test_wide_levels_come_in_close_pairs_that_x264_knows():
-    for scene in wide.catalog(config.fit("pocket").data)[:50]:
+    for scene in wide.catalog(FIT.data)[:50]:
         levels = wide.levels(scene)
         assert 2 <= len(levels) <= 6 and min(levels) >= 11 and max(levels) <= 51
         assert np.diff(levels).min() <= 3
-        rows = ladder.clips(scene, config.fit("pocket").data)
+        rows = ladder.clips(scene, FIT.data)
         assert [r["crf"] for r in rows if r["video"].startswith(f"{scene.name}@crf")] == levels
+
+
+def test_most_wide_originals_are_worn_alike_at_each_call_and_others_never():
+    small = [dataclasses.replace(s, width=96, height=64, frames=3)
+             for s in wide.catalog(FIT.data)[::12]]
+    worn = [not np.array_equal(wide.render(s), scenes.render(s)) for s in small]
+    assert len(small) / 2 < sum(worn) < len(small)
+    assert np.array_equal(wide.render(small[0]), wide.render(small[0]))
+    other = ONE_PER_FAMILY["leaves"]
+    assert np.array_equal(wide.render(other), scenes.render(other))

@@ -224,7 +224,7 @@ def measure(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) ->
     """`video`, frames' hash and labels of a scene's files, those in `known` apart as in `make`."""
     rows = [{"video": row["video"], "sha256": frames_sha256(root / f"{row['video']}.mp4")}
             for row in clips(scene, data)]
-    _label(rows, scenes.render(scene), scene, data, root, known)
+    _label(rows, wide.render(scene), scene, data, root, known)
     return rows
 
 
@@ -308,7 +308,7 @@ def catalog(data: Data) -> tuple[scenes.Scene, ...]:
 
 
 def _close(scene, data) -> list[dict]:
-    """Of a scene of the fit recipe: its clean original at close levels, a faulty one at one."""
+    """Of a wide scene: its clean original at close levels, a faulty one at one."""
     rng = np.random.default_rng([scene.seed, 1])
     clean, faulty = _original(scene), _faulty(scene, 0, int(rng.choice(UPLOAD_CRFS)))
     return [clean, *(_variant(clean, data.codec, crf) for crf in wide.levels(scene)),
@@ -387,7 +387,7 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
     """
     record = root / f"{scene.name}.json"
     record.unlink(missing_ok=True)
-    rows, pristine, shots, failed = clips(scene, data), scenes.render(scene), {}, {}
+    rows, pristine, shots, failed = clips(scene, data), wide.render(scene), {}, {}
     preset = wide.preset(scene, data)
     for row in rows:
         path, take = root / f"{row['video']}.mp4", row.pop("take")
@@ -499,7 +499,7 @@ def _recipe(scene: scenes.Scene, data: Data) -> str:
     how = {"scene": asdict(scene), "av": av.__version__, "libraries": av.library_versions,
            "rows": clips(scene, data), "preset": wide.preset(scene, data), "encoders": ENCODERS,
            "labels": (data.proxy_lines, data.proxy_every),
-           "renderers": RENDERERS, "conversion": int(video.EXACT)}
+           "renderers": RENDERERS, "conversion": int(video.EXACT), **wide.recipe(scene)}
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
 
 

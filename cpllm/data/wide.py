@@ -1,4 +1,4 @@
-"""Scenes of the `fit` recipe: many more than the tables train on, with a few close levels each.
+"""Scenes of the grid `fit`: many more than the tables train on, with a few close levels each.
 
 Photographs and procedural worlds of the training split alone, so that every set that a table reads
 stays unseen; larger on the average, because the clips that people score are.
@@ -11,12 +11,16 @@ from dataclasses import replace
 import numpy as np
 
 from cpllm.config import Data
-from cpllm.data import scenes
+from cpllm.data import distort, scenes
 
 NAME = "wide"
 FRAMES = 8
 PRESETS = ("veryfast", "medium", "superfast", "fast")
 """Of x264, in turn over the scenes: users' encoders aren't all of one speed."""
+
+WEAR = {"upscale": 0.45, "noise": 0.2, "recompress": 0.4}
+"""What half of the originals carry of each, at most so strongly. The clips that people score were
+soft, noisy and compressed before anyone compared them, and their FR-proxy counts from there."""
 
 KIND = scenes.Set(
     "train",
@@ -33,6 +37,20 @@ def catalog(data: Data) -> tuple[scenes.Scene, ...]:
     photos = scenes._photographs(NAME, KIND, False, round(KIND.photos * n), data)
     worlds = scenes._worlds(NAME, KIND, False, n - len(photos), data)
     return tuple(replace(scene, frames=FRAMES) for scene in (*photos, *worlds))
+
+
+def render(scene: scenes.Scene) -> np.ndarray:
+    """Film a scene of any set, a wide one with its wear: uint8[N, H, W, 3] RGB."""
+    film, rng = scenes.render(scene), np.random.default_rng([scene.seed, 2])
+    for name, most in WEAR.items() if scene.dataset == NAME else ():
+        if rng.random() < 0.5:
+            film = distort.apply(name, rng.uniform(0, most), film, int(rng.integers(2**31)))
+    return film
+
+
+def recipe(scene: scenes.Scene) -> dict:
+    """What a scene's clips depend on beside what those of other sets do."""
+    return {"wear": WEAR} if scene.dataset == NAME else {}
 
 
 def preset(scene: scenes.Scene, data: Data) -> str:
