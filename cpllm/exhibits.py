@@ -107,7 +107,7 @@ def table(key: str, profile: str, results: Path | str = "results",
 
 def side_by_side(table: pd.DataFrame, *names: str) -> Styler:
     """The columns of these measures: each row of the paper's with ours below, then the others."""
-    profile, exhibit = table.attrs["profile"], EXHIBITS[table.attrs["key"]]
+    exhibit = EXHIBITS[table.attrs["key"]]
     columns = tuple(m for _, m, measure in _cells(exhibit) if measure.name in names)
     paper = table.system[table.status == "paper"].str.removesuffix(" (paper)").unique()
     order = [name for system in paper for name in (f"{system} (paper)", report.run_of(system))]
@@ -115,8 +115,7 @@ def side_by_side(table: pd.DataFrame, *names: str) -> Styler:
     shown = table.set_index("system").loc[order].reset_index()
     rivals = {report.run_of(s) for s in paper} - {REFERENCE}
     if table.attrs["key"] in ("table1", "table2"):
-        shown["system"] = [f"{s} (mechanism at {profile} size)" if s in rivals else s
-                           for s in shown.system]
+        shown["system"] = [f"{s} (mechanism)" if s in rivals else s for s in shown.system]
     shown.attrs = table.attrs
     return report.styled(shown, columns).set_caption(caption(table))
 
@@ -327,4 +326,4 @@ def _lead(ours: pd.DataFrame, theirs: pd.DataFrame, measure: Measure, draws: int
 
 
 def _interval(row) -> str:
-    return "–" if np.isnan(row.lead) else f"{row.lead:+.3f} [{row.ci_low:+.2f}, {row.ci_high:+.2f}]"
+    return "–" if np.isnan(row.lead) else f"{row.lead:+.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"

@@ -188,7 +188,7 @@ def flip_curve(table: pd.DataFrame, results: Path | str = "results") -> plt.Figu
 
 def style() -> dict:
     """The one figure style, as rcParams; SVGs come out the same bytes for the same data."""
-    return {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.85),
+    return {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.95),
             "svg.hashsalt": "cpllm", "axes.titlesize": "medium"}
 
 

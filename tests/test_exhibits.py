@@ -137,7 +137,7 @@ def test_table_4_counts_flips_of_whole_h264_ladders_and_says_where_there_are_non
 
 def test_rivals_are_labelled_as_mechanisms(results):
     table = exhibits.table("table1", "smoke", results, 20)
-    assert "fast-vqa (mechanism at smoke size)" in exhibits.side_by_side(table, "SRCC").data.index
+    assert "fast-vqa (mechanism)" in exhibits.side_by_side(table, "SRCC").data.index
 
 
 def test_leads_are_paired_and_positive_where_the_reference_is_better(results):
