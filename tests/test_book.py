@@ -46,7 +46,8 @@ def picture() -> str:
 
 def executed(title: str, profile: str) -> nbformat.NotebookNode:
     """What cpllm.sweep leaves: parameters, a wide table, a figure, provenance."""
-    wide = "<table><tr>" + "".join(f"<td>column-{i}</td>" for i in range(40)) + "</tr></table>"
+    wide = "<table><tr>" + "".join(f"<td>0.{i} [0.1, 0.{i}]</td>" for i in range(40))
+    wide += "</tr></table>"
     notebook = new_notebook(cells=[
         new_markdown_cell(f"# {title}\n\nA sentence with $q \\in [0, 1]$."),
         new_code_cell("profile = 'default'", metadata={"tags": ["parameters"]}),
@@ -55,6 +56,7 @@ def executed(title: str, profile: str) -> nbformat.NotebookNode:
             new_output("execute_result", {"text/html": wide, "text/plain": "-"}, execution_count=3),
             new_output("display_data", {"image/png": picture(), "text/plain": "-"}),
         ]),
+        new_code_cell("\n".join(["a = 0", *["a += 1"] * 20]), execution_count=4),
     ])
     notebook.metadata["kernelspec"] = {
         "name": "python3", "display_name": "Python 3", "language": "python"}
@@ -108,6 +110,46 @@ def html(book) -> Path:
     return book / "book" / "_build" / "html"
 
 
+UNITS = r"%|(?:seconds?|minutes?|hours?|m?s|[kMGT]B|TFLOP/s|points?)\b"
+MEASURED = re.compile(rf"(?<![\w.,])(?:\d*\.\d+(?!\.?\d)|\d[\d,]*\s?(?:{UNITS}))")
+"""A decimal fraction, or a number with a unit, as a measurement would be typed."""
+TYPED = {
+    "levels of intervals": ("90%", "95%"), "the paper's own": ("4.1", ".001", ".082"),
+    "names and versions": ("2.0", "3.11", "2505.16025"), "a formula's": ("1.06", "1.96", "0.7"),
+    "DOVER's script": ("0.3896", "0.6104"), "MaxText's": ("58%",), "the maker's": ("989 TFLOP/s",),
+    "targets, and what they are set for": (
+        "0.9", "50%", "60%", "0.3", "0.5", "1 s", "5 s", "8 s", "10 s", "1 GB", "2 points"),
+    "what to have ready": ("3 minutes", "1.6", "4 GB", "8 GB"),
+}
+"""All such numbers that prose may type, by what they are; results come from files."""
+
+
+def prose(path: Path) -> str:
+    """What a page or a notebook says, without code, formulas, links, roles and made pieces."""
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        cells = nbformat.reads(text, 4).cells
+        text = "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
+    text = re.sub(r"(?s)<!-- results.*?/results -->", "", text)
+    text = re.sub(r"(?ms)^(```|\$\$).*?^\1", "", text)
+    return re.sub(r"(\{\w+\})?`[^`]*`|\$[^$]*\$|\]\([^)]*\)", "", text)
+
+
+def test_prose_types_no_measured_number():
+    pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb"),
+             ROOT / "README.md"]
+    found = {(path.name, number) for path in pages for number in MEASURED.findall(prose(path))}
+    known = {number for numbers in TYPED.values() for number in numbers}
+    assert not [f for f in found if f[1] not in known]
+    assert known == {number for _, number in found}
+
+
+def test_a_typed_measurement_is_found():
+    assert MEASURED.findall("It flips 0.123 of them, .5 at most, 12% in 3 s or 1,024 MB.") == [
+        "0.123", ".5", "12%", "3 s", "1,024 MB"]
+    assert not MEASURED.findall("Table 3, Section 4, 20 levels, H.264, 448 × 448, CRF 51")
+
+
 class Loads(HTMLParser):
     """Addresses that a page fetches by itself."""
 
@@ -155,6 +197,31 @@ def test_chapter_carries_profile_and_provenance(html):
     for fact in ("0123456789", "2 × Abacus", "61 s", "2026-01-02 03:04 UTC"):
         assert fact in text
     assert "default" not in re.sub(r"<[^>]+>", "", text.split("</h1>")[1].split("Where this")[0])
+
+
+def test_an_interval_stays_whole_below_its_value_and_long_code_waits_for_a_click(html):
+    text = (html / "chapters" / f"{next(iter(NOTEBOOKS))}.html").read_text()
+    assert "<td>0.7 <small>[0.1, 0.7]</small></td>" in text
+    assert "Show the code" in text.partition("<details")[2]
+    assert "show" in text.partition("<details")[0] and "+=" not in text.partition("<details")[0]
+
+
+def test_captions_say_the_profile_and_what_a_figure_rests_on(book, monkeypatch):
+    module = load(ROOT)
+    for holder in (module, sys.modules["fragments"]):
+        monkeypatch.setattr(holder, "ROOT", book)
+    said = module.pictures(ROOT / "notebooks" / "30_table3.ipynb", "pocket").values()
+    (caption,) = (found["mystnb"]["figure"]["caption"] for found in said)
+    assert "pocket profile" in caption and "15 sources, 3 seeds" in caption
+    said = module.pictures(ROOT / "notebooks" / "50_ablation.ipynb", "pocket").values()
+    assert all("not run" in found["mystnb"]["figure"]["caption"] for found in said)
+
+
+def test_each_picture_of_a_notebook_has_a_caption_that_names_the_profile():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, 4).cells:
+            if said := cell.metadata.get("mystnb"):
+                assert said["image"]["alt"] and "profile" in said["figure"]["caption"], path.stem
 
 
 def test_what_was_not_executed_says_not_run(html):

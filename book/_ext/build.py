@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,17 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fragments import ROOT, executed, in_readme, pieces
+from fragments import NOT_RUN, ROOT, executed, in_readme, pieces, rests_on, rows_of
 
 from cpllm.sweep import NOTEBOOKS, read, settle
 
 BOOK = ROOT / "book"
 CHAPTERS = BOOK / "chapters"
 STAMP = BOOK / "_build" / ".built"
+ASIDE = re.compile(r"\[[+-]?[\d.]+, [+-]?[\d.]+\]|\((?:paper [+-][\d.]+|mechanism|older code)\)")
+"""What a table says beside a value or a name: an interval, a note."""
+LONG = 12
+"""Lines of code from which a cell waits for a click: a reader comes for what it shows."""
 PRINTS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -123,12 +128,14 @@ def stage(name: str, profile: str) -> None:
     made = notebook["metadata"].get("cpllm")
     head["source"] = "\n".join([f"# {with_profile(first[2:].strip(), profile)}\n",
                                 strip(name, profile, made), rest])
-    described = pictures(source)
+    described = pictures(source, profile)
     tags = {tag for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            cell["outputs"] = settle(cell["outputs"])
+            cell["outputs"] = [legible(output) for output in settle(cell["outputs"])]
             cell["metadata"] |= described.get(cell.get("id"), {})
+            if len(cell["source"].splitlines()) > LONG:
+                cell["metadata"].setdefault("tags", []).append("hide-input")
         if "injected-parameters" in tags and "parameters" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("remove-cell")
     notebook["cells"].append({"cell_type": "markdown", "id": "provenance", "metadata": {},
@@ -136,11 +143,30 @@ def stage(name: str, profile: str) -> None:
     (CHAPTERS / f"{name}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False))
 
 
-def pictures(source: Path) -> dict[str, dict[str, Any]]:
-    """What a notebook's cells say of their pictures, by cell: today's words for older pictures."""
+def pictures(source: Path, profile: str) -> dict[str, dict[str, Any]]:
+    """What a notebook's cells say of their pictures, by cell: today's words for older pictures.
+
+    In a caption, `{profile}` and a table's name in braces stand for these and what it rests on.
+    """
     cells = read(source)["cells"] if source.exists() else []
-    return {cell["id"]: {"mystnb": cell["metadata"]["mystnb"]} for cell in cells
-            if "mystnb" in cell["metadata"]}
+    found = {cell["id"]: {"mystnb": cell["metadata"]["mystnb"]} for cell in cells
+             if "mystnb" in cell["metadata"]}
+    known = {path.stem: rests_on(rows_of(profile, f"tables/{path.name}"))
+             for path in (ROOT / "results" / profile / "tables").glob("*.csv")}
+    facts = defaultdict(lambda: NOT_RUN, known, profile=profile)
+    for said in found.values():
+        if "figure" in said["mystnb"]:
+            figure = said["mystnb"]["figure"]
+            figure["caption"] = figure["caption"].format_map(facts)
+    return found
+
+
+def legible(output: dict[str, Any]) -> dict[str, Any]:
+    """A table whose intervals and notes stand below their values, whole."""
+    html = output.get("data", {}).get("text/html")
+    if html and "<table" in "".join(html):
+        output["data"]["text/html"] = ASIDE.sub(r"<small>\g<0></small>", "".join(html))
+    return output
 
 
 def title_of(source: Path, name: str) -> str:

@@ -27,10 +27,16 @@ NAMES = ((re.compile(r'(<button class="btn search-button-field[^>]*?) aria-label
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the role and the page clean-up."""
     app.add_role("config", config_role)
+    app.connect("config-inited", unnumber, priority=900)
     app.connect("html-page-context", mend_page, priority=900)
     app.connect("build-finished", mend_names)
     app.connect("autodoc-process-docstring", mend_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def unnumber(app: Sphinx, config: Any) -> None:
+    """No numbers for the book's own figures, as an extension asks: "Figure 1" is the paper's."""
+    config.numfig = False
 
 
 def config_role(name, rawtext, text, lineno, inliner, options=None, content=None):
@@ -78,8 +84,11 @@ def mend_page(app: Sphinx, page: str, template: str, context: dict, doctree) -> 
         body = THEBE.sub("", context["body"])
         # ARIA: what stands in a list must be a list item; docutils says doc-biblioentry.
         body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+        # A toggle is called by what it shows.
+        body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
         # The theme lets keys scroll what is of this class, where it is too wide.
-        context["body"] = body.replace('<div class="math ', f'<div class="{SCROLLS} math ')
+        context["body"] = re.sub(r'<(div class="math |figure class=")',
+                                 lambda m: m[0].replace('="', f'="{SCROLLS} '), body)
 
 
 def mend_names(app: Sphinx, error: Exception | None) -> None:
