@@ -7,10 +7,16 @@ products are counted: the functions between them are bound by memory.
 from __future__ import annotations
 
 import math
+import os
 import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from flax import nnx
@@ -191,6 +197,45 @@ def random_batch(cfg: config.Config, answer: int) -> dict[str, np.ndarray]:
     batch["q"] = rng.random(batch["q"].shape, np.float32)
     batch["answer"][:] = np.arange(cfg.train.max_text) >= cfg.train.max_text - answer
     return batch
+
+
+def timed(profile: str, repeats: int, cores: int) -> pd.Series:
+    """A profile's training step beside a product of two matrices, on so many cores of this machine.
+
+    In a process of its own, because XLA's threads are as many as the cores that it starts with.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_timed, profile, repeats, cores).result()
+
+
+def _timed(profile: str, repeats: int, cores: int) -> pd.Series:
+    """Medians of `repeats` runs in turn, so that whatever else the machine does falls on both."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    cfg, devices = config.preset(profile), mesh.make(1, jax.devices()[:1])
+    tx, answer = train.optimizer(cfg.train), cfg.train.max_text // 2
+    graph, state, frozen = train.init(cfg, tx, devices)
+    step = train.make_step(graph, tx, cfg.train.weights, devices, cfg.train.ranking)
+    batch = mesh.put(random_batch(cfg, answer), devices)
+    matrix, product = jnp.ones((2048, 2048)), jax.jit(jnp.matmul)
+
+    def once() -> jax.Array:
+        nonlocal state
+        state, parts = step(state, frozen, batch)
+        return parts
+
+    runs = [(_seconds(product, matrix, matrix), _seconds(once)) for _ in range(repeats + 2)][2:]
+    matmul_s, step_s = np.median(runs, axis=0)
+    work, rate = flops(cfg, answer)["step"].sum(), 2 * len(matrix) ** 3 / matmul_s
+    return pd.Series({
+        "step, ms": 1e3 * step_s, "items a second": cfg.train.batch / step_s,
+        "GFLOP of a step": work / 1e9, "GFLOP/s, step": work / step_s / 1e9,
+        "GFLOP/s, product": rate / 1e9, "share": work / step_s / rate}).round(3)
+
+
+def _seconds(run: Callable, *given: Any) -> float:
+    begun = time.perf_counter()
+    jax.block_until_ready(run(*given))
+    return time.perf_counter() - begun
 
 
 COLLECTIVE = re.compile(

@@ -1,6 +1,7 @@
 """Counts of a training step against XLA's own, and the reading of a compiled text."""
 
 import dataclasses
+import os
 
 import jax
 import pytest
@@ -81,3 +82,11 @@ ENTRY %main.1 (a: f32[8]) -> f32[] {
 def test_collectives_in_a_loop_count_as_often_as_it_runs():
     assert cost.collectives(HLO) == {"all-gather": 3 * 128, "all-reduce": 3 * (32 + 8) + 4}
 
+
+
+def test_a_timed_step_leaves_this_process_its_cores_and_counts_as_flops_does():
+    cores = os.sched_getaffinity(0)
+    found = cost.timed("smoke", 1, 1)
+    assert os.sched_getaffinity(0) == cores and (found > 0).all()
+    counted = cost.flops(config.smoke(), config.smoke().train.max_text // 2)["step"].sum()
+    assert found["GFLOP of a step"] == round(counted / 1e9, 3)
