@@ -157,7 +157,7 @@ def _lead(better: Cell, worse: Cell, margin: float, runs: pd.DataFrame, tables: 
     """
     scored = [_rows(runs, cell) for cell in (better, worse)]
     known = [tables[(tables.system == _run(cell)) & (tables.metric == cell.metric) &
-                    tables.status.isin(["ok", "older code"])] for cell in (better, worse)]
+                    tables.status.isin(report.KEPT)] for cell in (better, worse)]
     text = f"{_name(better)} over {_name(worse)} in {better.metric}"
     if not any(rows.empty for rows in scored):
         a, b = (rows[rows.source.isin(other.source)]

@@ -105,9 +105,8 @@ def read(name: str, profile: str, root: Path) -> list[Run]:
         raise GridError(f"{name}.yaml: {' '.join(str(error).split())}") from error
 
 
-def status(run: Run, profile: str, root: Path, data_hash: str | None) -> str:
-    """Whether a run is there, and made with this configuration, these data and this code."""
-    folder = records.run_folder(root / "results", profile, run.run_id)
+def status(run: Run, folder: Path, data_hash: str | None) -> str:
+    """Whether a run's folder is there, made with this configuration, these data and this code."""
     made = records.read_json(folder / "provenance.json")
     if not made:
         return MISSING
@@ -126,7 +125,7 @@ def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
     folder = partial(records.run_folder, root / "results", profile)
     table = pd.DataFrame({
         "run": [r.run_id for r in runs],
-        "status": [status(r, profile, root, seen[_clips(r, root)]) for r in runs],
+        "status": [status(r, folder(r.run_id), seen[_clips(r, root)]) for r in runs],
         "seconds": [records.read_json(folder(r.run_id) / "provenance.json").get("duration_s")
                     for r in runs],
     }).astype({"seconds": float})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -22,7 +22,8 @@ import seaborn as sns
 from pandas.io.formats.style import Styler
 from PIL import Image
 
-from cpllm import config, metrics, records
+from cpllm import config, grid, metrics, records
+from cpllm.data import ladder, manifests
 
 OUTSIDE = "outside"
 DIFFS = (2, 4, 6, 8, 10, 20)  # CRF differences that Table 3 prints
@@ -49,6 +50,8 @@ DASHES = {f"CP-LLM{PAPER}": "--", f"DOVER{PAPER}": "-.", f"Q-Align{PAPER}": ":"}
 COLUMNS = ["system", "metric", "value", "ci_low", "ci_high", "n_sources", "n_items", "seeds",
            "status"]
 RECORDED = ("commit", "dirty", "seed", "device", "started", "duration_s", "manifest_sha256")
+KEPT = ("ok", grid.OLDER, grid.CHANGED)
+"""Statuses of rows whose numbers are shown: the last two must be trained again to be today's."""
 COUNTS = dict.fromkeys(("n_sources", "n_items", "seeds"), "Int64")  # absent for the paper's rows
 
 
@@ -298,7 +301,7 @@ def run_of(system: str) -> str:
 
 def status(system: str, runs: pd.DataFrame, frame: pd.DataFrame, profile: str,
            results: Path | str, split: str = "test") -> str:
-    """"ok", or what a reader must know of the system's rows `frame`: absent, partial, older."""
+    """"ok", or what a reader must know of the system's rows `frame`: absent, partial, outdated."""
     names = set(runs.run[runs.system == system])
     if not names:
         return f"not run ({profile})"
@@ -307,11 +310,33 @@ def status(system: str, runs: pd.DataFrame, frame: pd.DataFrame, profile: str,
     known = runs[runs.split == split].groupby("system").video.nunique()
     if known[system] < known.max():
         return f"{known[system]} of {known.max()} videos"
-    made = [records.read_json(Path(results) / profile / "runs" / n / "provenance.json")
-            for n in names if "model" in records.read_json(
-                Path(results) / profile / "runs" / n / "config.json")]
-    older = any(m.get("code_sha256") != records.code_sha256() for m in made)
-    return "older code" if older else "ok"
+    states = {_state(Path(results), profile, name) for name in names}
+    return next((s for s in (grid.CHANGED, grid.OLDER) if s in states), "ok")
+
+
+def _state(results: Path, profile: str, name: str) -> str:
+    """Whether a run is by today's settings, data and code; settings and data, where known."""
+    folder = results / profile / "runs" / name
+    if "model" not in records.read_json(folder / "config.json"):
+        return grid.DONE  # nothing was trained
+    if name in (planned := _planned(results.resolve().parent, profile)):
+        return grid.status(planned[name], folder, _committed(profile))
+    made = records.read_json(folder / "provenance.json").get("code_sha256")
+    return grid.DONE if made == records.code_sha256() else grid.OLDER
+
+
+@cache
+def _committed(profile: str) -> str | None:
+    """The hash of the committed clips that runs are trained on and chosen by."""
+    rows = ladder.read_committed(ladder.COMMITTED / profile, manifests.TRAINING).reset_index()
+    return manifests.sha256(rows, manifests.TRAINING) if len(rows) else None
+
+
+@cache
+def _planned(root: Path, profile: str) -> dict[str, grid.Run]:
+    """The runs of all grids of a checkout, by name."""
+    names = sorted(path.stem for path in (root / "notebooks" / "sweeps").glob("*.yaml"))
+    return {run.run_id: run for name in names for run in grid.read(name, profile, root)}
 
 
 def _jobs3(frame: pd.DataFrame) -> list[tuple]:
@@ -329,7 +354,7 @@ def measure(system: str, jobs: Iterable[tuple], status: str, draws: int) -> list
     found = []
     for name, frame, statistic, items in jobs:
         if frame.empty:
-            note = "no such videos" if status in ("ok", "older code") else status
+            note = "no such videos" if status in KEPT else status
             found.append(row(system, name, status=note))
             continue
         values = replicates(frame, statistic, draws)

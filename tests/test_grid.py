@@ -67,6 +67,10 @@ def record(root, run_id, cfg, **made):
     return folder
 
 
+def folder(checkout, run):
+    return records.run_folder(checkout / "results", "smoke", run.run_id)
+
+
 def run(root, *options):
     return cli.main(["sweep", "g", "--profile", "smoke", "--workers", "1", *options])
 
@@ -128,13 +132,13 @@ def test_unchanged_runs_are_skipped_and_changed_ones_are_not(checkout):
     record(checkout, "a-s0", runs[0].cfg)
     record(checkout, "b-s0", config.replace(runs[1].cfg, steps=31))
     assert grid.plan(runs, "smoke", checkout)["status"].tolist() == ["done", "changed"]
-    assert grid.status(runs[0], "smoke", checkout, "beef") == "done"
-    assert grid.status(runs[0], "smoke", checkout, "cafe") == "changed"
+    assert grid.status(runs[0], folder(checkout, runs[0]), "beef") == "done"
+    assert grid.status(runs[0], folder(checkout, runs[0]), "cafe") == "changed"
     old = record(checkout, "a-s0", runs[0].cfg) / "config.json"
     values = json.loads(old.read_text())
     del values["train"]["keep"]  # a field that is new, with its default
     old.write_text(json.dumps(values))
-    assert grid.status(runs[0], "smoke", checkout, "beef") == "done"
+    assert grid.status(runs[0], folder(checkout, runs[0]), "beef") == "done"
 
 
 def test_a_run_that_was_never_made_is_likely_to_take_as_long_as_its_like(checkout):
@@ -196,7 +200,7 @@ def test_failures_keep_their_traceback_and_are_listed_after_the_others(checkout,
     assert "Traceback" in kept and "not finite" in kept
     assert (checkout / "results" / "smoke" / "runs" / "good-s0" / "metrics.json").exists()
     assert [r.run_id for r in grid.read("g", "smoke", checkout)
-            if grid.status(r, "smoke", checkout, None) == "not run"] == ["bad-s0"]
+            if grid.status(r, folder(checkout, r), None) == "not run"] == ["bad-s0"]
 
 
 def test_a_run_trained_anew_forgets_its_predictions_answers_and_weights(checkout):

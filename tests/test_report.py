@@ -10,7 +10,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from cpllm import metrics, records, report
+from cpllm import config, grid, metrics, records, report
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ["video", "source", "family", "split", "role", "distortion", "codec", "crf", "proxy",
@@ -193,6 +193,20 @@ def test_a_run_by_older_training_code_is_named_as_such(filled):
         table = report.table3("smoke", filled, draws=20)
         assert set(cells(table, OURS).status) == {status}
     assert "default (older code)" in report.styled(table).data.index
+
+
+def test_a_run_of_other_settings_than_its_grid_s_is_named_changed(filled, monkeypatch):
+    runs = {f"default-s{i}": config.replace(config.smoke(), seed=i) for i in (0, 1)}
+    planned = {name: grid.Run(name, {}, cfg) for name, cfg in runs.items()}
+    monkeypatch.setattr(report, "_planned", lambda *_: planned)
+    monkeypatch.setattr(report, "_committed", lambda _: None)
+    for steps, status in (config.smoke().train.steps, "ok"), (1, "changed"):
+        for name, cfg in runs.items():
+            folder = filled / "smoke" / "runs" / name
+            made = {"code_sha256": records.code_sha256(), "manifest_sha256": ""}
+            records.write_json(folder / "provenance.json", made)
+            records.write_json(folder / "config.json", config.replace(cfg, steps=steps).to_dict())
+        assert set(cells(report.table3("smoke", filled, draws=20), OURS).status) == {status}
 
 
 def test_a_folder_whose_seed_is_not_its_configurations_is_refused(filled):
