@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cpllm import config, verdicts
+from cpllm import atomic, config, verdicts
 
 COLUMNS = ("path", "score", "low", "high", "word", "warnings", "error")
 SUFFIXES = frozenset((
@@ -228,7 +228,7 @@ def score_files(args: argparse.Namespace) -> int:
     else:
         {"table": _table, "csv": _csv}[args.format](rows, args.per_frame)
     if args.plot and scores:
-        verdicts.draw(scores).savefig(args.plot)
+        _draw(verdicts.draw(scores), args.plot)
     return 2 if len(scores) < len(rows) else 0
 
 
@@ -291,6 +291,11 @@ def _table(rows: list[dict], per_frame: bool) -> None:
         console.print(f"{mark}  {text}", markup=False)
 
 
+def _draw(figure: Any, path: Path) -> None:
+    with atomic.whole(path) as part:
+        figure.savefig(part)
+
+
 def _told(args: argparse.Namespace, result: Any) -> None:
     _json(dataclasses.asdict(result)) if args.format == "json" else print(result)
 
@@ -312,7 +317,7 @@ def climb_ladder(args: argparse.Namespace) -> None:
     _json({**dataclasses.asdict(result), "knee": result.knee}) if args.format == "json" \
         else print(result)
     if args.plot:
-        result.draw().savefig(args.plot)
+        _draw(result.draw(), args.plot)
 
 
 def map_file(args: argparse.Namespace) -> None:
@@ -320,7 +325,7 @@ def map_file(args: argparse.Namespace) -> None:
     found = _load(args).heatmap(args.files[0], args.stride)
     (top, left, low), high = found.lowest(), float(found.quality.max())
     if args.plot:
-        found.draw().savefig(args.plot)
+        _draw(found.draw(), args.plot)
     if args.format == "json":
         return _json({"path": found.path, "score": found.score, "size": found.quality.shape,
                       "lowest": {"top": top, "left": left, "quality": low}, "highest": high,

@@ -18,7 +18,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from cpllm import answers, baselines, card, config, grid, records, sweep
+from cpllm import answers, atomic, baselines, card, config, grid, records, sweep
 from cpllm.data import ladder, manifests, video
 from cpllm.data.batches import Batch, frame_store, model_inputs, store_frames
 
@@ -162,11 +162,9 @@ def _ship(profile: str, trained: set[str]) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Under a temporary name, then renamed: whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.copyfile(source, part)
-    part.replace(target)
+    with atomic.whole(target) as part:
+        shutil.copyfile(source, part)
 
 
 def pretrain_towers(profile: str, fresh: bool) -> None:
@@ -471,4 +469,6 @@ def benchmark(profile: str, names: Sequence[str] = ()) -> None:
 def reproduce(profile: str, fresh: bool) -> None:
     """Redo what is not up to date of a profile, up to its executed notebooks."""
     preset(profile)
+    for home in (DATA, RESULTS):
+        atomic.tidy(home / profile)
     sweep.reproduce(profile, fresh, steps(profile, fresh))
