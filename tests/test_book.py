@@ -17,7 +17,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from cpllm.sweep import NOTEBOOKS, ROOT
+from cpllm.sweep import NOTEBOOKS, ROOT, alone
+from tests.test_repo import problems
+from tests.test_supply import KEYS
 
 TABLE3 = """system,metric,value,ci_low,ci_high,n_sources,n_items,seeds,status
 CP-LLM,FR diff=2,0.1234,0.1,0.15,15,300,3,ok
@@ -273,15 +275,39 @@ def test_second_build_does_nothing(book, html):
     assert (html / "method.html").stat().st_mtime_ns == before
 
 
-def test_a_warning_fails_the_build_and_leaves_it_undone(tmp_path):
-    root = checkout(tmp_path)
+def test_a_second_build_at_once_is_refused_until_the_first_is_done(book):
+    with alone("book", root=book):
+        run = build(book)
+    assert run.returncode == 2
+    assert re.match(r"error: book: process \d+ is working on it; wait until", run.stderr)
+
+
+def test_no_machine_path_host_name_or_key_is_in_a_page(html):
+    for page in (p for p in html.rglob("*") if p.suffix in (".html", ".js", ".txt", ".ipynb")):
+        if not {"mathjax", "_static"} & {*page.relative_to(html).parts}:
+            text = page.read_text()
+            assert (problems(text), KEYS.search(text)) == ([], None), page.name
+
+
+def one_page(root: Path, text: str = "") -> Path:
+    """A checkout whose book is one page, which takes seconds."""
     (root / "book" / "_toc.yml").write_text("format: jb-book\nroot: bibliography\n")
-    (root / "book" / "bibliography.md").write_text(
-        "# Title\n\n[nowhere](nowhere.md) {config}`video.no_such_field`\n")
+    (root / "book" / "bibliography.md").write_text(f"# Title\n\n{text}\n")
+    return root
+
+
+def test_a_warning_fails_the_build_and_leaves_the_pages_before(tmp_path):
+    root = one_page(checkout(tmp_path))
+    assert build(root).returncode == 0
+    index = root / "book" / "_build" / "html" / "index.html"
+    before = index.stat().st_mtime_ns
+    one_page(root, "[nowhere](nowhere.md) {config}`video.no_such_field`")
     run = build(root)
     assert run.returncode == 1
     assert "nowhere" in run.stderr and "no field 'video.no_such_field'" in run.stderr
-    assert not (root / "book" / "_build" / ".built").exists()
+    assert index.stat().st_mtime_ns == before
+    one_page(root)
+    assert "up to date" in build(root).stdout
 
 
 def test_auto_shows_smoke_where_only_smoke_has_run(tmp_path, monkeypatch):

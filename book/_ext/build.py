@@ -25,22 +25,36 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from fragments import NOT_RUN, ROOT, executed, in_readme, pieces, rests_on, rows_of
 
-from cpllm.sweep import NOTEBOOKS, read, settle
+from cpllm import atomic, records
+from cpllm.sweep import NOTEBOOKS, alone, read, settle
 
 BOOK = ROOT / "book"
 CHAPTERS = BOOK / "chapters"
-STAMP = BOOK / "_build" / ".built"
 ASIDE = re.compile(r"\[[+-]?[\d.]+, [+-]?[\d.]+\]|\((?:paper [+-][\d.]+|mechanism|older code)\)")
 """What a table says beside a value or a name: an interval, a note."""
 LONG = 12
 """Lines of code from which a cell waits for a click: a reader comes for what it shows."""
+BUILT = BOOK / "_build"
+STAMP = BUILT / ".built"
+UNFINISHED = BUILT / ".part"
+"""Where pages are rendered; they take the place of those before when all are there."""
 PRINTS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main(profile: str, pdf: bool = False) -> int:
     """Stage and build; 0 when the book is whole and without a warning."""
-    begun = time.monotonic()
-    profile = choose(profile)
+    try:
+        with alone("book", root=ROOT):
+            profile = choose(profile)
+            stage_all(profile)
+            return print_pdf(profile) if pdf else render(profile)
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def stage_all(profile: str) -> None:
+    """What the pages are made of, and the README's table."""
     shutil.rmtree(CHAPTERS, ignore_errors=True)
     CHAPTERS.mkdir()
     for name in NOTEBOOKS:
@@ -49,20 +63,27 @@ def main(profile: str, pdf: bool = False) -> int:
         (CHAPTERS / f"_{name}.md").write_text(text)
     readme = ROOT / "README.md"
     if profile == "pocket" and readme.exists():
-        readme.write_text(in_readme(readme.read_text(), profile))
-    if pdf:
-        return print_pdf(profile)
-    index = BOOK / "_build" / "html" / "index.html"
-    digest = sources_hash()
+        records.write(readme, in_readme(readme.read_text(), profile))
+
+
+def render(profile: str) -> int:
+    """The pages in book/_build/html, unless they are those already; else the ones before stay."""
+    begun = time.monotonic()
+    index, digest = BUILT / "html" / "index.html", sources_hash()
     if index.exists() and STAMP.exists() and STAMP.read_text() == digest:
         print(f"The book ({profile}) is up to date: {index.relative_to(ROOT)}")
         return 0
     print(f"Rendering the book ({profile}) …", flush=True)
     # From nothing: Sphinx repeats no warning for a page that it thinks it has built.
-    shutil.rmtree(BOOK / "_build", ignore_errors=True)
+    shutil.rmtree(UNFINISHED, ignore_errors=True)
+    UNFINISHED.mkdir(parents=True)
     if not jupyter_book():
         return 1
-    STAMP.write_text(digest)
+    if index.parent.exists():
+        index.parent.rename(UNFINISHED / "before")
+    (UNFINISHED / "_build" / "html").rename(index.parent)
+    records.write(STAMP, digest)
+    shutil.rmtree(UNFINISHED)
     print(f"The book ({profile}) took {time.monotonic() - begun:.0f} s: {index.relative_to(ROOT)}")
     return 0
 
@@ -70,7 +91,8 @@ def main(profile: str, pdf: bool = False) -> int:
 def jupyter_book(*more: str) -> bool:
     """Whether it built the book without a warning, which else are printed."""
     tool = Path(sys.executable).with_name("jupyter-book")
-    run = subprocess.run([str(tool), "build", str(BOOK), "-W", "--keep-going", "-n", *more],
+    run = subprocess.run([str(tool), "build", str(BOOK), "--path-output", str(UNFINISHED),
+                          "-W", "--keep-going", "-n", *more],
                          cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if run.returncode:
         lines = re.sub(r"\x1b\[[0-9;]*m", "", run.stdout).splitlines()  # colours
@@ -89,15 +111,16 @@ def print_pdf(profile: str) -> int:
         return 1
     if not jupyter_book("--builder", "singlehtml"):
         return 1
-    path = BOOK / "_build" / f"cpllm-{profile}.pdf"
-    with tempfile.TemporaryDirectory() as home:
+    path = BUILT / f"cpllm-{profile}.pdf"
+    with tempfile.TemporaryDirectory() as home, atomic.whole(path) as printed:
         subprocess.run([
             program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
             "--no-first-run", "--disable-background-networking", "--disable-component-update",
             "--disable-sync", f"--user-data-dir={home}", "--no-pdf-header-footer",
-            "--virtual-time-budget=120000", f"--print-to-pdf={path}",
-            (BOOK / "_build" / "singlehtml" / "intro.html").as_uri()],
+            "--virtual-time-budget=120000", f"--print-to-pdf={printed}",
+            (UNFINISHED / "_build" / "singlehtml" / "intro.html").as_uri()],
             check=True, capture_output=True)
+    shutil.rmtree(UNFINISHED)
     print(f"The book ({profile}) as a PDF: {path.relative_to(ROOT)}")
     return 0
 
