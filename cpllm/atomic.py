@@ -16,11 +16,17 @@ UNFINISHED = re.compile(r"\.part(\.\w+)?$|^\..+\.\d+$")
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write under; `path` is that file when the block is left, or what it was before."""
+    """A name to write under; `path` is that file when the block is left, or what it was before.
+
+    An OSError that doesn't say its file, as one of a full disk, then says this one.
+    """
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

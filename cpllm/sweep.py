@@ -31,7 +31,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cpllm import records
+from cpllm import atomic, records
 
 ROOT = records.ROOT.resolve()
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -442,7 +442,8 @@ def _write(notebook: Any, path: Path, record: dict[str, Any], begun: float) -> N
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"  # papermill's is random
-    records.write(path, nbformat.writes(notebook) + "\n")
+    with atomic.whole(path) as part:
+        part.write_text(nbformat.writes(notebook) + "\n")
 
 
 def _machine_names() -> list[tuple[re.Pattern[str], str]]:

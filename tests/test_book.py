@@ -276,8 +276,11 @@ def test_second_build_does_nothing(book, html):
 
 
 def test_a_second_build_at_once_is_refused_until_the_first_is_done(book):
+    rendering = book / "book" / "_build" / ".part"
     with alone("book", root=book):
+        rendering.mkdir()
         run = build(book)
+        assert rendering.exists()
     assert run.returncode == 2
     assert re.match(r"error: book: process \d+ is working on it; wait until", run.stderr)
 

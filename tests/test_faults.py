@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from cpllm import cli, pipeline, records, sweep
+from cpllm import atomic, cli, pipeline, records, sweep
+from tests import test_book
+from tests.test_sweep import write as write_notebook
 
 HOLD = """
 import sys, time
@@ -84,14 +87,98 @@ def test_a_read_only_disk_is_named_and_what_was_there_stays(tmp_path):
     assert (tmp_path / "a.json").read_text() == "old"
 
 
+@pytest.mark.parametrize("words", [["data"], ["sweep", "table"], ["reproduce"]])
+def test_every_long_verb_names_the_read_only_disk(words):
+    run = subprocess.run([*unwritable(sweep.ROOT), sys.executable, "-m", "cpllm.cli", *words,
+                          "--profile", "smoke"], cwd=sweep.ROOT, capture_output=True, text=True)
+    assert (run.returncode, len(run.stderr.splitlines())) == (2, 1), run.stderr
+    assert run.stderr.startswith("error: ") and "Read-only file system" in run.stderr
+
+
+SMALL = """
+disk=$1; shift; mkdir -p "$disk" "$disk.before"
+mount -t tmpfs -o size=1m none "$disk" && cp -r "$disk.before/." "$disk" || exit 9
+"$@"; code=$?; cp -r "$disk/." "$disk.after"; exit $code
+"""
+
+
+def on_small_disk(disk: Path, *command) -> tuple[subprocess.CompletedProcess, dict[str, int]]:
+    """Run a command while a folder is a disk of 1 MB that begins with what `disk`.before holds.
+
+    Returns what it says and, by name, the bytes of each file that it leaves on the disk.
+    """
+    words = unwritable(sweep.ROOT)
+    words[words.index("-c") + 1], words[-1] = SMALL, str(disk)
+    run = subprocess.run([*words, *map(str, command)], capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": str(sweep.ROOT)})
+    after = Path(f"{disk}.after")
+    return run, {str(p.relative_to(after)): p.stat().st_size for p in after.rglob("*")
+                 if p.is_file()}
+
+
+def before(disk: Path, name: str) -> None:
+    """A good file of 4 bytes that the disk begins with."""
+    path = Path(f"{disk}.before") / name
+    path.parent.mkdir(parents=True)
+    path.write_text("old\n")
+
+
 def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new_one(tmp_path):
-    words = unwritable(tmp_path)
-    words[words.index("-c") + 1] = 'mount -t tmpfs -o size=1m none "$1" && echo old >"$1/a.json" ' \
-        '&& D="$1" && shift && { "$@" 2>&1; cat "$D/a.json"; ls "$D"; }'
-    run = subprocess.run([*words, sys.executable, "-c", WRITE, str(tmp_path)],
-                         capture_output=True, text=True)
-    assert "No space left on device" in run.stdout
-    assert run.stdout.splitlines()[1:] == ["old", "a.json"]
+    before(tmp_path / "disk", "a.json")
+    run, left = on_small_disk(tmp_path / "disk", sys.executable, "-c", WRITE, tmp_path / "disk")
+    assert run.returncode == 1 and "No space left on device" in run.stderr
+    assert left == {"a.json": 4}
+
+
+CLIPS = """
+import dataclasses, sys
+from pathlib import Path
+from cpllm.data import ladder
+from tests.test_ladder import TINY
+data = dataclasses.replace(TINY.data, frames=60, max_lines=720)
+try:
+    ladder.build(dataclasses.replace(TINY, data=data), Path(sys.argv[1]), progress=False, workers=1)
+except (ladder.BuildError, OSError) as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def test_a_full_disk_is_named_by_the_clips_that_found_no_room(ffmpeg, tmp_path):
+    run, left = on_small_disk(tmp_path / "disk", sys.executable, "-c", CLIPS, tmp_path / "disk")
+    assert (run.returncode, len(run.stderr.splitlines())) == (1, 1), run.stderr
+    assert "No space left on device" in run.stderr
+    assert "manifest.csv" not in left and not any(atomic.UNFINISHED.search(n) for n in left), left
+
+
+RUN = """
+import sys
+from pathlib import Path
+from cpllm import sweep
+try:
+    sweep.run_notebook(Path(sys.argv[1]), Path(sys.argv[2]), {"seed": 1})
+except (sweep.NotebookError, OSError) as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def test_a_notebook_that_finds_the_disk_full_leaves_the_one_before(tmp_path):
+    source = write_notebook(tmp_path / "a.ipynb", "print('new' * 2_000_000)")
+    before(tmp_path / "disk", "a.ipynb")
+    run, left = on_small_disk(tmp_path / "disk", sys.executable, "-c", RUN, source,
+                              tmp_path / "disk" / "a.ipynb")
+    assert (run.returncode, len(run.stderr.splitlines())) == (1, 1), run.stderr
+    assert "No space left on device" in run.stderr and "disk/a.ipynb" in run.stderr
+    assert left == {"a.ipynb": 4}
+
+
+def test_a_book_that_finds_the_disk_full_leaves_the_pages_before(tmp_path):
+    root = test_book.one_page(test_book.checkout(tmp_path))
+    disk = root / "book" / "_build"
+    before(disk, "html/index.html")
+    run, left = on_small_disk(disk, sys.executable, root / "book" / "_ext" / "build.py", "smoke")
+    assert (run.returncode, len(run.stderr.splitlines())) == (2, 1), run.stderr
+    assert "No space left on device" in run.stderr and str(disk) in run.stderr
+    assert left == {"html/index.html": 4}
 
 
 KILLED = """

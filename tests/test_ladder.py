@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from cpllm import cli, config, pipeline
@@ -318,6 +319,27 @@ def test_killed_build_goes_on_where_it_stopped(built, tmp_path):
     pd.testing.assert_frame_equal(table, built[1])
     kept = [n for n in before if n.startswith(first.stem)]
     assert kept and all(stamps(tmp_path)[n] == before[n] for n in kept)
+
+
+BOTH = "from tests.test_ladder import *; build(Path({root!r}), workers=2)"
+
+
+def test_a_build_whose_worker_is_killed_makes_all_the_same(built, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", BOTH.format(root=str(tmp_path))],
+                               env=os.environ | {"PYTHONPATH": "."})
+    while not list(tmp_path.glob("*.mp4")) and process.poll() is None:
+        time.sleep(0.001)
+    workers = [p for p in psutil.Process(process.pid).children()
+               if any("spawn_main" in word for word in p.cmdline())]
+    workers[0].kill()
+    assert process.wait() == 0
+    pd.testing.assert_frame_equal(manifests.read(tmp_path / "manifest.csv"), built[1])
+
+
+def test_a_job_that_kills_each_worker_is_named_when_the_others_are_done():
+    done = dict(ladder.spread([(os._exit, 3), (abs, -2)], 2, None))
+    assert done.pop(-2) == 2
+    assert "died" in str(done[3])
 
 
 # --- committed labels ---------------------------------------------------------------------------

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +46,24 @@ PRINTS = ("chromium", "chromium-browser", "google-chrome")
 def main(profile: str, pdf: bool = False) -> int:
     """Stage and build; 0 when the book is whole and without a warning."""
     try:
-        with alone("book", root=ROOT):
+        with alone("book", root=ROOT), emptied(UNFINISHED):
             profile = choose(profile)
             stage_all(profile)
             return print_pdf(profile) if pdf else render(profile)
     except (OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def emptied(folder: Path) -> Iterator[None]:
+    """From nothing: Sphinx repeats no warning for a page that it thinks it has built."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def stage_all(profile: str) -> None:
@@ -74,16 +87,12 @@ def render(profile: str) -> int:
         print(f"The book ({profile}) is up to date: {index.relative_to(ROOT)}")
         return 0
     print(f"Rendering the book ({profile}) …", flush=True)
-    # From nothing: Sphinx repeats no warning for a page that it thinks it has built.
-    shutil.rmtree(UNFINISHED, ignore_errors=True)
-    UNFINISHED.mkdir(parents=True)
     if not jupyter_book():
         return 1
     if index.parent.exists():
         index.parent.rename(UNFINISHED / "before")
     (UNFINISHED / "_build" / "html").rename(index.parent)
     records.write(STAMP, digest)
-    shutil.rmtree(UNFINISHED)
     print(f"The book ({profile}) took {time.monotonic() - begun:.0f} s: {index.relative_to(ROOT)}")
     return 0
 
@@ -94,6 +103,9 @@ def jupyter_book(*more: str) -> bool:
     run = subprocess.run([str(tool), "build", str(BOOK), "--path-output", str(UNFINISHED),
                           "-W", "--keep-going", "-n", *more],
                          cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for cause in (errno.ENOSPC, errno.EDQUOT) if run.returncode else ():
+        if (words := os.strerror(cause)) in run.stdout:
+            raise OSError(cause, words, str(UNFINISHED))
     if run.returncode:
         lines = re.sub(r"\x1b\[[0-9;]*m", "", run.stdout).splitlines()  # colours
         faults = [line for line in lines if "WARNING" in line or "ERROR" in line]
@@ -120,7 +132,6 @@ def print_pdf(profile: str) -> int:
             "--virtual-time-budget=120000", f"--print-to-pdf={printed}",
             (UNFINISHED / "_build" / "singlehtml" / "intro.html").as_uri()],
             check=True, capture_output=True)
-    shutil.rmtree(UNFINISHED)
     print(f"The book ({profile}) as a PDF: {path.relative_to(ROOT)}")
     return 0
 
