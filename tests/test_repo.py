@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
@@ -18,7 +19,9 @@ import yaml
 from cpllm.sweep import NOTEBOOKS, ROOT
 
 PUBLIC = {"pypi.org", "files.pythonhosted.org"}
-MACHINE = re.compile(r"(?<![\w.~-])/(?:root|home|Users|work|opt|mnt)/[a-zA-Z]")
+MACHINE = re.compile(r"(?<![\w.~-])/(?:root|home|Users|work|opt|mnt|tmp)/[a-zA-Z]")
+INDEX = re.compile(r"https?://(?!pypi\.org/)[^\s/\"']+/(?:[\w.+-]+/)*simple\b")
+"""Another package index than the public one."""
 
 
 def tracked() -> list[Path]:
@@ -43,22 +46,26 @@ def texts() -> dict[str, str]:
     return found
 
 
-def problems(text: str, home: str = str(Path.home()), host: str | None = None) -> list[str]:
-    """Absolute paths of a machine, this one's home folder and this one's name, in a text."""
+def problems(text: str, home: str = str(Path.home()), host: str | None = None,
+             user: str = getpass.getuser()) -> list[str]:
+    """Absolute paths and indexes of a machine, this one's home folder and names, in a text.
+
+    A name of letters alone is a word, which any text may hold.
+    """
     host = host or socket.gethostname()
-    found = [text[max(0, m.start() - 20):m.end() + 20] for m in MACHINE.finditer(text)]
+    found = [text[max(0, m.start() - 20):m.end() + 20]
+             for kind in (MACHINE, INDEX) for m in kind.finditer(text)]
     if len(home) > 1 and re.search(rf"(?<![\w.~-]){re.escape(home)}(?!\w)", text):
         found.append(home)
-    if not host.isalpha() and re.search(rf"(?<![\w-]){re.escape(host)}(?![\w-])", text):
-        found.append(host)
-    return found
+    return found + [name for name in (host, user) if not name.isalpha()
+                    and re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)]
 
 
 @pytest.mark.parametrize("name", ["uv.lock", "requirements.lock"])
 def test_lock_names_only_the_public_index(name):
     text = (ROOT / name).read_text()
     assert set(re.findall(r"https?://([^/\s\"']+)", text)) <= PUBLIC
-    assert "file:" not in text and "@ " not in text
+    assert "file:" not in text and "@ " not in text and problems(text) == []
 
 
 def test_requirements_lock_is_hashed_and_fixes_every_direct_dependency():
@@ -98,6 +105,10 @@ def test_machine_paths_are_recognised():
     assert problems(f"see {root}/a", "/x", "h") and problems(f"'{root}/ann/b'", "/x", "h")
     assert problems("at /srv/ann/b", "/srv/ann", "h")
     assert problems("on builder-17 today", "/x", "builder-17")
+    assert problems("made by ann_7", "/x", "h", "ann_7")
+    assert problems("from http" + "://mirror.lan/root/py/simple", "/x", "h")
+    assert problems("in /" + "tmp/a.csv", "/x", "h")
+    assert not problems("https://pypi.org/simple and a simple /tmp", "/x", "h")
     assert not problems(f"~{root}/a, ..{root}/a, https://a.org{root}/x and {root}", "/x", "h")
 
 
