@@ -114,7 +114,7 @@ benchmark: $(READY) ## time towers, encodes and batches on this machine, which s
 	@$(BIN)/cpllm benchmark --profile $(PROFILE)
 
 fit: $(READY) ## train the package's own model anew, three seeds (about 45 minutes on 2 cores)
-	@$(BIN)/cpllm sweep default --profile $(PROFILE) --fresh
+	@$(BIN)/cpllm sweep fit --profile $(PROFILE) --fresh
 	@$(BIN)/cpllm calibrate --profile $(PROFILE)
 
 train: $(READY) ## train one model

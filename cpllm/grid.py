@@ -53,7 +53,7 @@ class Grid:
 
     rows: name → flat changes for `configure`; axes: every combination of their values makes a row
     out of each row; include: grids whose rows come first; only: the rows that a profile trains,
-    where that is not all of them.
+    where that is not all of them; profiles: what every row changes at a profile.
     """
 
     about: str
@@ -62,6 +62,7 @@ class Grid:
     axes: dict[str, list[Any]] = field(default_factory=dict)
     include: tuple[str, ...] = ()
     only: dict[str, list[str]] = field(default_factory=dict)
+    profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def read(name: str, profile: str, root: Path) -> list[Run]:
     """The runs of a grid at a profile, one for each row and seed; GridError names a fault."""
     try:
         grid = _load(name, root)
-        rows = {run: (grid.recipe, changes) for run, changes in _rows(grid)}
+        here = grid.profiles.get(profile, {})
+        rows = {run: (grid.recipe, here | changes) for run, changes in _rows(grid)}
         runs = [run for other in grid.include for run in read(other, profile, root)]
         chosen = grid.only.get(profile, list(rows))
         if unknown := set(chosen) - set(rows):

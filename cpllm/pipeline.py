@@ -63,11 +63,11 @@ def build_data(profile: str, splits: Sequence[str] = ladder.SPLITS,
 
 
 def build_fit(profile: str, scheduler: str | None = None) -> pd.DataFrame:
-    """What the runs of the grid `fit` train on and are chosen by, under data/<profile>-fit."""
-    runs = grid.read("fit", profile, sweep.ROOT)
-    if not runs:
-        raise ValueError(f"{profile}: the grid fit has no run at this profile; take pocket")
-    return _build_wide(runs[0].cfg, scheduler)
+    """What the package's own model trains on and is chosen by, under data/<profile>-fit."""
+    cfg = grid.read("fit", profile, sweep.ROOT)[0].cfg
+    if not cfg.data.wide_scenes:
+        raise ValueError(f"{profile}: the grid fit has no wide scenes at this profile; take pocket")
+    return _build_wide(cfg, scheduler)
 
 
 def _build_wide(cfg: config.Config, scheduler: str | None = None) -> pd.DataFrame:
@@ -427,8 +427,8 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
         build_data(profile, splits)
 
     # FRESH=1 trains the tables' runs anew, not a default model of a longer recipe: that is
-    # `cpllm sweep default`. Side by side, so that no core waits.
-    grids = ["default", *(["table"] if fresh or _unfinished(profile).exists() else [])]
+    # `make fit`. Side by side, so that no core waits.
+    grids = ["fit", *(["table"] if fresh or _unfinished(profile).exists() else [])]
     old = ["table"] if config.TABLE[profile] else grids
 
     def train(profile: str, fresh: bool) -> None:

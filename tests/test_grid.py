@@ -126,6 +126,13 @@ def test_the_committed_grids_can_be_planned():
     assert rows == {"cpllm", "single", "pairwise", "head", "all", *config.RIVALS}
 
 
+def test_what_a_profile_changes_holds_for_every_row_of_it_and_for_no_other(checkout):
+    save_grid(checkout, TWO + "profiles:\n  pocket: {batch: 6}\n")
+    pocket, smoke = (grid.read("g", profile, checkout) for profile in ("pocket", "smoke"))
+    assert {run.cfg.train.batch for run in pocket} == {6}
+    assert 6 not in {run.cfg.train.batch for run in smoke}
+
+
 def test_unchanged_runs_are_skipped_and_changed_ones_are_not(checkout):
     save_grid(checkout, TWO)
     runs = grid.read("g", "smoke", checkout)
