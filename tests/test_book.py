@@ -104,6 +104,7 @@ def book(tmp_path_factory) -> Path:
                        results / "notebooks" / f"{name}.ipynb")
     run = build(root)
     assert run.returncode == 0, run.stdout + run.stderr
+    assert f"Older than their source or inputs: {chapters[0]}," in run.stdout
     return root
 
 
@@ -336,6 +337,11 @@ def test_launch_buttons_open_the_source_notebook_where_the_repository_is_public(
                  "30_table3.ipynb",
         "Binder": "https://mybinder.org/v2/gh/ann/cpllm/main?urlpath=lab/tree/notebooks/"
                   "30_table3.ipynb"}
+
+
+def test_a_chapter_executed_by_hand_says_so_with_its_parameters():
+    said = load(ROOT).provenance(None, {"profile": "pocket", "draws": 500})
+    assert "by hand" in said and "`draws = 500`" in said and "make reproduce" in said
 
 
 def test_parameters_are_those_that_ran(tmp_path):

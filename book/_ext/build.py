@@ -72,8 +72,12 @@ def stage_all(profile: str) -> None:
     CHAPTERS.mkdir()
     for name in NOTEBOOKS:
         stage(name, profile)
-    for name, text in pieces(profile).items():
+    made = pieces(profile)
+    for name, text in made.items():
         (CHAPTERS / f"_{name}.md").write_text(text)
+    if older := re.findall(r"\((?:chapters/)(\w+)\).*\| older \|", made["execution"]):
+        print(f"Older than their source or inputs: {', '.join(older)}. `make reproduce` executes "
+              "them anew.")
     readme = ROOT / "README.md"
     if profile == "pocket" and readme.exists():
         records.write(readme, in_readme(readme.read_text(), profile))
@@ -255,15 +259,18 @@ def parameters(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def provenance(made: dict[str, Any] | None, given: dict[str, Any]) -> str:
     """A box that says what, when, how long, where and with what a chapter was executed."""
+    values = ", ".join(f"`{k} = {v!r}`" for k, v in given.items()) or "none"
     if not made:
-        return ":::{warning}\nNo provenance: not executed by cpllm.sweep.\n:::"
+        return (":::{warning}\nExecuted by hand, so that only its parameters are known: "
+                f"{values}. `make reproduce` executes it anew and records where, when and with "
+                "what.\n:::")
     commit = f"`{made['commit'][:10]}`" if made.get("commit") else "none (not in git)"
     data = made.get("data_sha256")
     rows = {
         "Source": f"`notebooks/{made['source']}`, SHA-256 `{made['source_sha256'][:12]}…`",
-        "Parameters": ", ".join(f"`{k} = {v!r}`" for k, v in given.items()) or "none",
+        "Parameters": values,
         "Seed": f"{given['seed']}" if "seed" in given else "those of the [runs](../runs.md)",
-        "Commit": commit + (", with changes not committed" if made.get("dirty") else ""),
+        "Commit": commit + (", the package with changes not committed" if made.get("dirty") else ""),
         "Executed": f"{made['started'][:16].replace('T', ' ')} UTC in {made['duration_s']:,.0f} s",
         "Device": made["device"],
         "Versions": ", ".join(f"{k} {v}" for k, v in made["versions"].items()),
