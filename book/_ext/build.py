@@ -270,7 +270,7 @@ def provenance(made: dict[str, Any] | None, given: dict[str, Any]) -> str:
         "Source": f"`notebooks/{made['source']}`, SHA-256 `{made['source_sha256'][:12]}…`",
         "Parameters": values,
         "Seed": f"{given['seed']}" if "seed" in given else "those of the [runs](../runs.md)",
-        "Commit": commit + (", the package with changes not committed" if made.get("dirty") else ""),
+        "Commit": commit + ", the package with changes not committed" * bool(made.get("dirty")),
         "Executed": f"{made['started'][:16].replace('T', ' ')} UTC in {made['duration_s']:,.0f} s",
         "Device": made["device"],
         "Versions": ", ".join(f"{k} {v}" for k, v in made["versions"].items()),
