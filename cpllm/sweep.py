@@ -259,7 +259,7 @@ def settle(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def scrub(node: Any) -> Any:
-    """Copy of a notebook's plain values without this machine's folders and name.
+    """Copy of a notebook's plain values without this machine's folders, name and keys.
 
     >>> scrub({"text": f"{ROOT}/results/paper.csv"})
     {'text': './results/paper.csv'}
@@ -447,7 +447,7 @@ def _write(notebook: Any, path: Path, record: dict[str, Any], begun: float) -> N
 
 
 def _machine_names() -> list[tuple[re.Pattern[str], str]]:
-    """What to look for and what stands there instead, longest folder first."""
+    """What to look for and what stands there instead: keys, then the longest folder first."""
     folders = {
         str(ROOT): ".", str(Path.home()): "~", tempfile.gettempdir(): "<tmp>",
         sys.prefix: "<venv>", sysconfig.get_path("stdlib"): "<python>",
@@ -461,7 +461,9 @@ def _machine_names() -> list[tuple[re.Pattern[str], str]]:
     # A name of letters alone is a word, which a table may hold ("train"): left as it is.
     named = [] if host.isalpha() or not host else [
         (re.compile(rf"(?<![\w-]){re.escape(host)}(?![\w-])"), "<host>")]
-    return cell + paths + named
+    keys = [(re.compile(re.escape(value)), "<key>") for name, value in os.environ.items()
+            if name.endswith(("_API_KEY", "_TOKEN")) and len(value) > 7]
+    return keys + cell + paths + named
 
 
 def _progress(tell: Callable | None) -> Progress:

@@ -74,6 +74,12 @@ def test_scrub_replaces_the_host_name_as_a_word(monkeypatch):
     assert sweep.scrub("train") == "train"
 
 
+def test_scrub_hides_the_keys_of_the_environment(monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", "a-made-up.key")
+    monkeypatch.setenv("EMPTY_TOKEN", "")
+    assert sweep.scrub({"text": ["key=a-made-up.key&"]}) == {"text": ["key=<key>&"]}
+
+
 def test_scrub_leaves_images_and_longer_names_alone():
     inside = f"{sweep.ROOT}/a.csv and {sweep.ROOT}-other/a.csv"
     assert sweep.scrub(inside) == f"./a.csv and {sweep.scrub(f'{sweep.ROOT}-other')}/a.csv"
