@@ -173,11 +173,12 @@ def reading(leads: pd.DataFrame) -> str:
 
 
 def leads_table(leads: pd.DataFrame) -> Styler:
-    """Rows by metrics: `lead [interval]`, and the paper's lead where it prints one."""
+    """Systems by metrics, or turned where there are more of these: `lead [interval] (paper …)`."""
     text = [_interval(r) + ("" if np.isnan(r.paper) else f" (paper {r.paper:+.3f})")
             for r in leads.itertuples()]
     wide = leads.assign(text=text).pivot(index="system", columns="metric", values="text")
     wide = wide.reindex(index=leads.system.unique(), columns=leads.metric.unique())
+    wide = wide.T if wide.shape[1] > wide.shape[0] else wide
     note = (f"{leads.attrs['exhibit']}, {leads.attrs['profile']} profile: lead of "
             f"{leads.attrs['reference']}, paired by source; positive is better")
     return Styler(wide.rename_axis(index=None, columns=None), caption=note, uuid="leads",

@@ -140,6 +140,13 @@ def test_rivals_are_labelled_as_mechanisms(results):
     assert "fast-vqa (mechanism)" in exhibits.side_by_side(table, "SRCC").data.index
 
 
+def test_a_table_of_leads_is_turned_rather_than_wide(results):
+    leads = exhibits.leads("table2", "smoke", results, 20)
+    shown = exhibits.leads_table(leads).data
+    assert list(shown.columns) == list(leads.system.unique())
+    assert list(shown.index) == list(leads.metric.unique()) and len(shown) > len(shown.columns)
+
+
 def test_leads_are_paired_and_positive_where_the_reference_is_better(results):
     leads = exhibits.leads("table4b", "smoke", results, 200).set_index(["system", "metric"])
     lead = leads.loc["single", "LSVQ-test FR"]
