@@ -56,12 +56,13 @@ class Work:
         commands = [f"{python} -m cpllm.cli {verb} --profile smoke" for verb in verbs] or [
             f"{python} -m cpllm.cli reproduce --profile smoke",
             f"{python} book/_ext/build.py smoke"]
+        told = {"PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1",
+                "JAX_COMPILATION_CACHE_DIR": str(root.parent / "compiled")}
         self.lines = []
         self.process = subprocess.Popen(
             ["sh", "-c", " && ".join(commands)], cwd=root, start_new_session=True, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={
-                **os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1",
-                "JAX_COMPILATION_CACHE_DIR": str(root.parent / "compiled")})
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | told,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # nohup ignores it
 
     def reaches(self, words: str) -> bool:
         """Whether a line begins so, now or later; else all is done."""
@@ -131,39 +132,44 @@ def test_what_is_killed_in_each_stage_goes_on_and_ends_with_the_same_files(seed,
     shutil.rmtree(root)
 
 
-def train(place: Path, name: str) -> tuple[Path, Work]:
-    """A sweep whose run has saved a checkpoint, in a checkout where clips are made."""
-    root, kept = place / name, place / name / "data" / "smoke" / "checkpoints" / "default-s0"
+def begin(place: Path, name: str, verb: str) -> tuple[Path, Work]:
+    """A sweep of which a run has saved a checkpoint, in a checkout where clips are made."""
+    root = place / name
     shutil.copytree(place / "whole", root)
     shutil.rmtree(root / "data" / "smoke" / "weights")
     shutil.rmtree(root / "results" / "smoke" / "runs")
-    work = Work(root, "sweep default")
-    while not (kept.exists() and any(p.name.isdigit() for p in kept.iterdir())):
+    work = Work(root, verb)
+    while not any(p.name.isdigit() for p in root.glob("data/smoke/checkpoints/*/*")):
         assert work.process.poll() is None, work.process.communicate()[0]
         time.sleep(0.01)
     return root, work
 
 
-def trained(found: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: held for name, held in found.items() if "default-s0" in name
-            and not name.endswith("answers.csv")}
+def runs(found: dict[str, bytes], *names: str) -> dict[str, bytes]:
+    """Of what was made, the weights and records of these runs."""
+    return {file: held for file, held in found.items() if any(name in file for name in names)
+            and not file.endswith("answers.csv")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_sweep_that_is_stopped_goes_on_and_ends_with_the_same_run(how, whole, place):
-    root, work = train(place, how.name)
+    root, work = begin(place, how.name, "sweep fit")
     assert work.stop(how)
-    assert how != signal.SIGINT or "the same command goes on" in work.lines[-1]
-    Work(root, "sweep default").finish()
-    assert trained(made(root)) == trained(whole)
+    assert how != signal.SIGINT or "the same command goes on" in "".join(work.lines)
+    Work(root, "sweep fit").finish()
+    assert runs(made(root), "default-s0") == runs(whole, "default-s0")
 
 
 @pytest.mark.slow
-def test_a_sweep_that_loses_a_worker_ends_with_the_same_run(whole, place):
-    root, work = train(place, "lost")
-    tree = psutil.Process(work.process.pid).children(recursive=True)
-    workers = [p for p in tree if "spawn_main" in " ".join(p.cmdline()) and p.children()]
+@pytest.mark.usefixtures("whole")
+def test_a_sweep_that_loses_a_worker_ends_with_the_same_runs(place):
+    names = ("single", "pairwise")
+    root, work = begin(place, "lost", f"sweep table --workers 2 --rows {' '.join(names)}")
+    workers = [p for p in psutil.Process(work.process.pid).children(recursive=True)
+               if any("spawn_main" in word for word in p.cmdline()) and p.children()]
     workers[0].kill()
     work.finish()
-    assert trained(made(root)) == trained(whole)
+    lost = runs(made(root), *names)
+    Work(root, f"sweep table --fresh --rows {' '.join(names)}").finish()
+    assert lost and lost == runs(made(root), *names)
