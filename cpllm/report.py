@@ -319,8 +319,9 @@ def _state(results: Path, profile: str, name: str) -> str:
     folder = results / profile / "runs" / name
     if "model" not in records.read_json(folder / "config.json"):
         return grid.DONE  # nothing was trained
-    if name in (planned := _planned(results.resolve().parent, profile)):
-        return grid.status(planned[name], folder, _committed(profile))
+    if run := _planned(results.resolve().parent, profile).get(name):
+        known = None if run.cfg.data.wide_scenes else _committed(profile)  # wide clips are not kept
+        return grid.status(run, folder, known)
     made = records.read_json(folder / "provenance.json").get("code_sha256")
     return grid.DONE if made == records.code_sha256() else grid.OLDER
 
