@@ -74,8 +74,8 @@ class Work:
 
     def stop(self, how: signal.Signals) -> bool:
         """Send a signal to all processes of the group; whether there still was work to do."""
-        working = self.process.poll() is None
-        os.killpg(self.process.pid, how)
+        if working := self.process.poll() is None:
+            os.killpg(self.process.pid, how)
         self.lines += self.process.communicate()[0].splitlines(keepends=True)
         return working
 
@@ -95,6 +95,8 @@ def made(root: Path) -> dict[str, bytes]:
 def settled(path: Path) -> bytes:
     """A file's bytes; safetensors writes the texts of its header in any order, here in one."""
     data = path.read_bytes()
+    if path.name == "repeatability.json":  # holds the hash of such a file
+        return json.dumps(json.loads(data)["points"]).encode()
     if path.suffix != ".safetensors":
         return data
     end = 8 + int.from_bytes(data[:8], "little")
