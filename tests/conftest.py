@@ -23,6 +23,15 @@ def made_frames(n=12, height=96, width=128, seed=0):
     return np.clip(frames + rng.normal(0, 2, frames.shape), 0, 255).astype(np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """What a test, or what it calls, writes into the environment ends with it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def frames():
     return made_frames()

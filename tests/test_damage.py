@@ -50,7 +50,7 @@ def test_a_frame_that_is_the_same_everywhere_has_its_own_score_everywhere(tiny):
     own = tiny.frame_scores(model_inputs(frame[None], tiny.cfg.video))[0]
     found = damage.quality(tiny, frame, seen(frame, tiny))
     assert found.shape == (80, 112)
-    np.testing.assert_allclose(found, own, atol=1e-3)
+    np.testing.assert_allclose(found, own, rtol=1e-4)  # another program: other sums
 
 
 def test_each_pixel_is_the_mean_of_the_patches_that_cover_it(tiny, noisy):
