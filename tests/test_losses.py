@@ -22,20 +22,28 @@ def test_ranking_loss_pushes_a_wrong_pair_apart():
 
 def test_logistic_ranking_is_the_mean_over_ordered_pairs_whatever_their_distance():
     q = jnp.array([[0.9, 0.5], [0.5, 0.501], [0.2, 0.2]])
-    q_hat = jnp.array([[0.3, 0.6], [0.4, 0.7], [0.1, 0.9]])
+    q_hat = jnp.array([[0.3, 0.6], [0.5, 0.7], [0.1, 0.9]])
     logit = np.log(np.array(q_hat) / (1 - np.array(q_hat)))
     margins = np.array([1, -1]) * (logit[:2, 0] - logit[:2, 1])
     expected = np.log1p(np.exp(-5 * margins)).mean()
     assert losses.ranking_logistic(q, q_hat) == pytest.approx(expected, rel=1e-5)
     assert losses.ranking_logistic(q[2:], q_hat[2:]) == 0
+    alike = losses.ranking_logistic(jnp.tile(q[:1], (3, 1)), jnp.tile(q_hat[:1], (3, 1)))
+    assert alike == pytest.approx(np.log1p(np.exp(-5 * margins[0])), rel=1e-5)
+
+
+def test_logistic_ranking_has_finite_gradients_where_scores_saturate_or_truths_tie():
     saturated = jnp.array([[0.0, 1.0]])
-    assert np.isfinite(jax.grad(losses.ranking_logistic, 1)(q[:1], saturated)).all()
+    for q in jnp.array([[0.9, 0.5]]), jnp.array([[0.2, 0.2]]):
+        assert np.isfinite(jax.grad(losses.ranking_logistic, 1)(q, saturated)).all()
 
 
 def test_regression_loss_counts_originals_only():
     q, q_hat = jnp.array([0.5, 0.9, 0.1]), jnp.array([0.7, 0.0, 0.2])
     value = losses.regression_loss(q, q_hat, jnp.array([True, False, True]))
     assert value == pytest.approx((0.2**2 + 0.1**2) / 2)
+    one = losses.regression_loss(q, q_hat, jnp.array([True, False, False]))
+    assert one == pytest.approx(0.2**2)
 
 
 def test_regression_loss_of_a_batch_without_originals_is_zero():
@@ -93,3 +101,8 @@ def test_text_loss_of_a_batch_without_answers_is_zero():
 
 def test_equal_weights_add_the_losses():
     assert losses.total_loss((1.0, 2.0, 4.0), (1.0, 1.0, 1.0)) == 7.0
+
+
+def test_a_weight_for_each_loss_is_needed():
+    with pytest.raises(ValueError, match="longer"):
+        losses.total_loss((1.0, 2.0, 4.0), (1.0, 1.0))

@@ -58,6 +58,15 @@ def test_correlations_worked_by_hand():
     assert metrics.rmse(truth, [1, 4, 1, 6]) == pytest.approx(np.sqrt((0 + 4 + 4 + 4) / 4))
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_curve_worked_by_hand():
+    # half of the way at the middle, three quarters at ln 3 scales above, and never overflows
+    x = 5 + 2 * np.log(3) * np.array([-1, 0, 1])
+    np.testing.assert_allclose(metrics.logistic(x, 10, 2, 5, 2), [4, 6, 8])
+    np.testing.assert_allclose(metrics.logistic(x, 10, 2, 5, -2), [4, 6, 8])
+    np.testing.assert_allclose(metrics.logistic([-1e9, 1e9], 10, 2, 5, 0), [2, 10])
+
+
 def test_logistic_fit_recovers_a_logistic_relation_that_linear_plcc_misses():
     x = np.linspace(-6, 6, 200)
     truth = 20 + 60 / (1 + np.exp(-(x - 1) / 0.4))
@@ -69,6 +78,33 @@ def test_the_fitted_curve_is_in_the_units_of_prediction_and_truth():
     x = np.linspace(100, 900, 60)
     beta = metrics.fit_logistic(metrics.logistic(x, 80, 20, 450, 90), x)
     np.testing.assert_allclose(beta, [80, 20, 450, 90], rtol=1e-4)
+
+
+def test_the_fit_needs_four_rows_and_meets_them():
+    x = np.array([1.0, 2, 4, 7])
+    truth = metrics.logistic(x, 9, 1, 3, 1)
+    np.testing.assert_allclose(metrics.fit_logistic(truth, x), [9, 1, 3, 1], rtol=1e-5)
+    assert np.isnan(metrics.fit_logistic(truth[:3], x[:3])).all()
+    unit = (truth - truth.min()) / np.ptp(truth)
+    assert np.isfinite(metrics.fit_logistic(unit, x)).all()
+    assert np.isnan(metrics.fit_logistic(np.ones(4), x)).all()
+
+
+def test_the_fit_starts_where_it_finds_a_step_and_has_time_for_a_line():
+    rng = np.random.default_rng(199)  # from other starts it ends elsewhere
+    x = rng.normal(size=12)
+    truth = 50 * (x > rng.normal()) + rng.normal(size=12)
+    fitted = metrics.logistic(x, *metrics.fit_logistic(truth, x))
+    assert np.std(fitted - truth) < 1.2
+    x = np.linspace(-2, 2, 20)
+    assert metrics.plcc_logistic(10 * x + np.random.default_rng(0).normal(size=20), x) > 0.99
+
+
+def test_a_relation_without_ends_has_no_fit():
+    x = np.linspace(-2, 2, 20)
+    beta = metrics.fit_logistic(np.exp(x), x)
+    assert beta.shape == (4,) and np.isnan(beta).all()
+    assert np.isnan(metrics.plcc_logistic(np.exp(x), x))
 
 
 def test_logistic_fit_ignores_the_scale_of_the_prediction():
@@ -123,6 +159,11 @@ def test_srcc_is_invariant_to_monotone_maps(x, power):
     stretched = np.sign(x) * np.abs(x) ** power
     np.testing.assert_allclose(metrics.srcc(x, y), metrics.srcc(stretched, y))
     np.testing.assert_allclose(metrics.srcc(x, y), -metrics.srcc(-x, y))
+
+
+@pytest.mark.filterwarnings("error")
+def test_rmse_of_no_rows_is_nan():
+    assert np.isnan(metrics.rmse([], []))
 
 
 @pytest.mark.parametrize("measure", [metrics.srcc, metrics.krcc, metrics.plcc,
@@ -223,6 +264,8 @@ def test_flip_rates_by_source_codec_and_difference():
     assert table.loc["source1"].tolist() == pytest.approx([2 / 3, 1 / 3, 5 / 6, 3])
     assert metrics.flip_table(frame, ["codec", "diff"]).strict.to_dict() == pytest.approx(
         {("h264", 2.0): 1 / 4, ("h264", 4.0): 1 / 2})
+    assert table.columns.tolist() == ["strict", "ties", "half", "pairs"]
+    assert metrics.flip_table(frame, "source", diff=4).strict.tolist() == [0, 1]
 
 
 # DMOS
@@ -241,6 +284,16 @@ def test_dmos_is_reference_minus_variant_on_both_sides():
     twice = metrics.differential(pd.concat([frame, reference, distorted.assign(
         distortion="none", ladder="scene0")]).drop(columns="distortion"))
     assert set(twice.ladder) == {"scene1"}
+
+
+def test_dmos_refers_to_the_original_of_the_same_seed_source_and_ladder():
+    rows = []
+    for i, (seed, source, ladder) in enumerate(np.ndindex(2, 2, 2)):
+        of = {"seed": seed, "source": f"s{source}", "ladder": f"l{ladder}"}
+        names = [f"s{source}l{ladder}@{end}" for end in ("ref", "crf13")]
+        rows += [{**of, "video": names[0], "crf": np.nan, "prediction": 50.0 * i, "proxy": 99.0},
+                 {**of, "video": names[1], "crf": 13, "prediction": 49.0 * i, "proxy": 98.0}]
+    assert metrics.differential(pd.DataFrame(rows)).prediction.tolist() == list(range(8))
 
 
 # Statistics on weighted sources
@@ -290,7 +343,8 @@ def test_the_median_within_source_is_that_of_a_plain_loop_over_the_drawn_sources
     rng = np.random.default_rng(3)
     frame = ladders(np.round(noisy(rng, 6, scale=(1, 9))), sources=list("dabacd"))
     frame["proxy"] = np.round(frame.proxy + rng.normal(size=len(frame)))
-    counts = np.array([[1, 1, 1, 1], [0, 3, 1, 0], [2, 0, 0, 2], [0, 2, 1, 1]])
+    counts = np.array([[1, 1, 1, 1], [0, 3, 1, 0], [2, 0, 0, 2], [0, 2, 1, 1],
+                       [2, 1, 1, 1], [0, 3, 1, 1], [1, 0, 0, 2]])
     beta = metrics.fit_logistic(frame.proxy, frame.prediction)  # once, to all rows
     y = metrics.logistic(frame.prediction, *beta) if curve else frame.prediction
     each = [oracle(frame.proxy[frame.source == s], y[frame.source == s]) for s in "abcd"]
@@ -299,12 +353,32 @@ def test_the_median_within_source_is_that_of_a_plain_loop_over_the_drawn_sources
     assert len({round(v, 6) for v in each}) == 4  # else the median could be anyone's
 
 
+def test_srcc_of_many_draws_is_that_of_each():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"source": np.arange(1100), "proxy": rng.normal(size=1100)})
+    frame["prediction"] = frame.proxy + rng.normal(size=1100)
+    counts = metrics.resamples(1100, 2000)  # more than are held in memory at a time
+    found = metrics.pooled_srcc(frame, counts)
+    assert found.shape == (2001,)
+    for draw in 0, 1, 1000, 2000:
+        rows = frame.loc[np.repeat(frame.index, counts[draw])]
+        assert found[draw] == pytest.approx(stats.spearmanr(rows.proxy, rows.prediction).statistic)
+
+
+def test_midranks_worked_by_hand():
+    # 5 7 7 with weights 2 1 1 are the sample 5 5 7 7
+    ranks = metrics._midranks(np.array([7.0, 5, 7]), np.array([[1.0, 2, 1], [1, 1, 0]]))
+    assert ranks.tolist() == [[3.5, 1.5, 3.5], [2, 1, 2]]
+
+
 def test_too_many_sources_for_a_matrix_leave_the_samples_krcc_without_interval(monkeypatch):
     monkeypatch.setattr(metrics, "MOST_SOURCES", 5)
     frame = ladders(noisy(np.random.default_rng(0), 6))
     found = metrics.bootstrap(frame, metrics.pooled_krcc, 50)
     assert found.value == pytest.approx(stats.kendalltau(frame.proxy, frame.prediction).statistic)
     assert np.isnan([found.low, found.high]).all()
+    monkeypatch.setattr(metrics, "MOST_SOURCES", 6)
+    assert metrics.bootstrap(frame, metrics.pooled_krcc, 50).low < found.value
 
 
 def test_within_source_srcc_can_be_perfect_where_pooled_is_not():
@@ -386,6 +460,15 @@ def test_p_is_below_five_percent_just_where_the_interval_excludes_zero():
     assert seen == {True, False}
 
 
+def test_p_worked_by_hand():
+    # of 99 draws 4 (the first among them) are not above 0: 1 + 4 in 100, on both sides
+    draws = np.r_[1.0, -1, 0, -2, -3, np.ones(95)]
+    for first in draws, -draws:
+        found = metrics.contrast(first, np.zeros(100), 10**6)
+        assert found.p == pytest.approx(2 * 5 / 100, rel=1e-4)
+    assert metrics.contrast(np.ones(100), np.zeros(100), 10**6).p == pytest.approx(0.02, rel=1e-4)
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_model_against_itself_differs_by_nothing_with_certainty_of_nothing():
     model, _ = two_models(np.random.default_rng(0), 9)
@@ -415,8 +498,16 @@ def test_matching_keeps_what_both_scored_and_lists_the_rest():
     a, b, (here, there) = metrics.match(first, second)
     assert a.video.tolist() == b.video.tolist() == [0, 1, 2, 3, 4]
     assert b.proxy.tolist() == a.proxy.tolist() and (here, there) == ([5], [99])
-    with pytest.raises(ValueError, match="no video is in both"):
+    with pytest.raises(ValueError, match=r"no video is in both \(first: 0 and 99\)"):
         metrics.match(first, second[second.video == 99])
+
+
+def test_matching_keeps_each_models_own_predictions_and_seeds():
+    first, second = two_models(np.random.default_rng(0), 3, rows=2)
+    first = pd.concat([first.assign(seed=seed, answer=f"by {seed}") for seed in (0, 1)])
+    a, b, _ = metrics.match(first, second.assign(seed=7))
+    assert len(a) == 12 and a.prediction.tolist() == first.prediction.tolist()
+    assert b.prediction.tolist() == second.prediction.tolist() and set(b.seed) == {7}
 
 
 def test_the_value_lies_in_the_interval_and_is_the_plain_statistic():
