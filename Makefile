@@ -47,7 +47,7 @@ lock.write_text(re.sub(r"(?m)^([a-z0-9._-]+)==", named, lock.read_text()))
 endef
 export WITH_EXTRAS
 
-.PHONY: help setup reproduce sweep book test test-slow test-oracles verify lint serve pdf data labels benchmark train fit lock clean
+.PHONY: help setup reproduce sweep book test coverage test-slow test-oracles verify lint serve pdf data labels benchmark train fit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,12 +85,21 @@ pdf: $(READY) ## the book as one PDF, printed by Chromium: book/_build/cpllm-PRO
 serve: book ## show the book at http://localhost:PORT
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
 
-# loadfile: tests of a file share what they build.
+# loadfile: tests of a file share what they build. Files come in random order, and tests in them.
+pytest = -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+QUICK = -m "not slow" --ignore tests/oracle
+
 test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --ignore tests/oracle
+	@$(BIN)/python $(pytest) $(QUICK)
+
+coverage: $(READY) ## run the tests and report the lines and branches of cpllm that they reach
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run $(pytest) $(QUICK)
+	@$(BIN)/coverage combine -q
+	@$(BIN)/coverage report
 
 test-slow: $(READY) ## run the tests that take minutes
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	@$(BIN)/python $(pytest) -m slow
 
 # Outside of the lock: only these tests need torch, and its newest build brings gigabytes of CUDA.
 test-oracles: $(READY) ## compare the towers with transformers' torch classes (installs torch)
@@ -129,5 +138,5 @@ lock: $(READY) ## resolve uv.lock and requirements.lock again (maintainers)
 	@$(BIN)/python -c 'from tests.test_supply import write; write()'
 
 clean: ## remove what is built again in a minute (keeps .venv, data, results)
-	@rm -rf book/_build book/chapters build .pytest_cache .ruff_cache .hypothesis
+	@rm -rf book/_build book/chapters build .coverage* .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -23,6 +23,12 @@ def made_frames(n=12, height=96, width=128, seed=0):
     return np.clip(frames + rng.normal(0, 2, frames.shape), 0, 255).astype(np.uint8)
 
 
+def pytest_terminal_summary(terminalreporter, config):
+    """How to repeat this order, which pytest -q would leave out."""
+    if (seed := config.getoption("randomly_seed", None)) is not None:
+        terminalreporter.write_line(f"order: --randomly-seed={seed}")
+
+
 @pytest.fixture(autouse=True)
 def environment():
     """What a test, or what it calls, writes into the environment ends with it."""
