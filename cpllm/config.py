@@ -49,6 +49,7 @@ class Video:
     enlarge: bool = False  # not specified; frames below the box stay as they are
     patches: int = 8  # K
     patch_size: int = 224  # H_p = W_p
+    align: int = 1  # pixels of which a patch's corners are multiples; 8: a codec's blocks
     following: bool = False  # a second view, of the key frame half a clip on: MBVQA's motion
 
 
@@ -109,6 +110,7 @@ class Model:
     clip_patches: bool = False  # a frame's patches as one clip, through the temporal layers
     encoders: str = "both"  # both | high | low: whose tokens predictor and decoder get
     local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
+    spectrum: bool = False  # pocket: blocks' spectra in the place of pixels
     dtype: str = "float32"  # of products and activations; weights, norms, softmax stay float32
     remat: str = ""  # recomputed in the backward pass: blocks | functions (not products) | nothing
     unroll: int = 1  # blocks in one turn of the compiled loop over a stack's
@@ -138,6 +140,7 @@ class Train:
     patches: int = 0  # of a frame in a step; 0: all K
     max_text: int = 512  # L
     augment: bool = False
+    relight: bool = True  # `augment` also changes brightness, contrast and the channels' order
     seed: int = 0
     select_every: int = 250  # steps between looks at the validation sources
     save_every: int = 250  # steps between checkpoints

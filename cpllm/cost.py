@@ -28,6 +28,7 @@ from cpllm.data.batches import singles
 from cpllm.losses import CHUNK
 from cpllm.model import weights
 from cpllm.model.lora import trainable
+from cpllm.model.videoprism import BLOCK
 
 
 class Device(NamedTuple):
@@ -88,6 +89,7 @@ def flops(cfg: config.Config, answer: int = CHUNK) -> pd.DataFrame:
         ("project_high", 2 * n.frames * n.high * m.high.width * d, 1 + head, 0),
         ("low", images * n.low * 6 * m.low.patch**2 * m.low.width, 1, 0),
         ("low", images * m.local_norm * 24 * cfg.video.patch_size**3, 0, 0),
+        ("low", images * m.spectrum * (18 + 12 * BLOCK) * cfg.video.patch_size**2, 0, 0),
         ("low", m.low.layers * low[0], 2, blocks),
         ("low", m.low.layers * low[1], 2, m.remat),
         ("low", m.clip_patches * m.low.temporal_layers * temporal[0], 2, blocks),

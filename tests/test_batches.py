@@ -83,6 +83,17 @@ def test_augmentation_changes_pixels_between_steps(rows, store, tokenizer):
     assert len({varied[s]["view"][0].tobytes() for s in range(20)}) > 15
 
 
+def test_without_relighting_augmentation_only_moves_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    changes = [batches.augmentation(np.random.default_rng(s), relight=False) for s in range(40)]
+    made = {change(image).tobytes() for change in changes}
+    assert len(made) == 8  # the symmetries of a square
+    for change in changes:
+        found, before = (np.sort(x.reshape(-1, 3).view("u1,u1,u1"), 0)
+                         for x in (np.ascontiguousarray(change(image)), image))
+        assert (found == before).all()
+
+
 def test_singles_are_originals_and_only_originals_count_in_the_regression(rows, store, tokenizer):
     q = set(np.float32(rows["proxy"][rows["role"] == "original"] / 100))
     for step in range(5):

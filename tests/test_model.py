@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import fft
 
 from cpllm import config, train
 from cpllm.model import layers, videoprism, weights
@@ -250,6 +251,22 @@ def test_the_paper_s_size_gives_finite_results_of_the_paper_s_shapes(dtype):
 def test_patchify_flattens_rows_then_columns_then_channels():
     image = np.arange(4 * 4 * 3).reshape(1, 4, 4, 3)
     np.testing.assert_array_equal(patchify(image, 2)[0, 1], image[0, :2, 2:].ravel())
+
+
+def test_spectra_are_scipys_in_the_layout_of_pixels():
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3)).astype(np.float32)
+    found = np.exp(1.5 * np.asarray(videoprism.spectrum(rgb / 255)) + 0.5) - 0.5
+    luma = rgb[1, 8:, 16:] @ [.299, .587, .114]
+    expected = np.abs(fft.dctn(luma, norm="ortho"))
+    expected[0, 0] /= 8
+    np.testing.assert_allclose(found[1, 8:, 16:, 0], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_spectra_of_a_flat_block_are_its_mean_and_the_floor():
+    grey = videoprism.spectrum(jnp.full((8, 8, 3), 100 / 255))
+    floor = (np.log(0.5) - 0.5) / 1.5
+    assert float(grey[0, 0, 0]) == pytest.approx((np.log(100.5) - 0.5) / 1.5, abs=1e-3)
+    np.testing.assert_allclose(np.asarray(grey)[..., 0].ravel()[1:], floor, atol=1e-3)
 
 
 def test_local_normalisation_removes_brightness_and_contrast():

@@ -384,6 +384,17 @@ def test_patches_never_overlap_nor_leave_the_frame(seed):
         assert apart[~np.eye(len(places), dtype=bool)].all()
 
 
+@pytest.mark.parametrize(("height", "width"), [(540, 960), (541, 303), (70, 66), (30, 200)])
+def test_aligned_patches_lie_on_the_grid_apart_and_within_the_frame(height, width):
+    for rng in (None, np.random.default_rng(0)):
+        places = video.patch_positions(height, width, 64, 12, rng, align=8)
+        assert len(places) == min(12, max(1, height // 64) * max(1, width // 64))
+        assert (places % 8 == 0).all() and (places >= 0).all()
+        assert (places <= np.maximum([height - 64, width - 64], 0)).all()
+        apart = np.abs(places[:, None] - places[None]).max(-1) >= 64
+        assert apart[~np.eye(len(places), dtype=bool)].all()
+
+
 def test_jitter_moves_patches_the_same_way_for_the_same_seed():
     draws = [video.patch_positions(540, 960, 64, 8, np.random.default_rng(s)) for s in (1, 1, 2)]
     assert (draws[0] == draws[1]).all() and (draws[0] != draws[2]).any()

@@ -26,7 +26,8 @@ def model_inputs(frames: np.ndarray, cfg: config.Video) -> Batch:
     With `cfg.following` also that, the view of the key frame half a clip on, as `view`.
     """
     fitted = video.fit(frames, cfg.fit_height, cfg.fit_width, cfg.enlarge)
-    patches, present = video.cut_patches(fitted, cfg.patch_size, cfg.patches)
+    places = video.patch_positions(*fitted.shape[1:3], cfg.patch_size, cfg.patches, None, cfg.align)
+    patches, present = video.cut_patches(fitted, cfg.patch_size, cfg.patches, places)
     view = video.resize(frames, cfg.high_size)
     motion = {"following": np.roll(view, -(len(view) // 2), 0)} if cfg.following else {}
     return {
@@ -176,9 +177,9 @@ class PairBatches:
         n = singles(self.cfg.train)
         items = [(self._draw_single(rng),) for _ in range(n)]
         items += [self._draw_pair(rng) for _ in range(self.cfg.train.batch - n)]
-        augment = augmentation if self.cfg.train.augment else (lambda _: lambda x: x)
         return [
-            (item, rng.integers(self.cfg.train.frames), int(rng.integers(2**31)), augment(rng))
+            (item, rng.integers(self.cfg.train.frames), int(rng.integers(2**31)),
+             augmentation(rng, self.cfg.train.relight) if self.cfg.train.augment else _same)
             for item in items
         ]
 
@@ -225,7 +226,8 @@ class PairBatches:
         for i in item:
             frame = self._frame(i, at)
             jitter = np.random.default_rng(seed) if self.cfg.train.augment else None
-            cells = video.patch_positions(*frame.shape[1:3], cfg.patch_size, k, jitter)
+            cells = video.patch_positions(
+                *frame.shape[1:3], cfg.patch_size, k, jitter, cfg.align)
             patches, present = video.cut_patches(frame, cfg.patch_size, k, cells)
             view = (np.load(self.features[i])[at] if self.features
                     else change(self.view(i, at)))
@@ -236,8 +238,14 @@ class PairBatches:
         return out
 
 
-def augmentation(rng: np.random.Generator):
-    """A random flip, transpose, channel order, contrast and brightness for square uint8 images."""
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def augmentation(rng: np.random.Generator, relight: bool = True):
+    """A random flip and transpose for square uint8 images, and if they may be `relight`, a channel
+    order, contrast and brightness, which round away what one level tells.
+    """
     flip_h, flip_w, turn = rng.random(3) < 0.5
     channels, gain, bias = rng.permutation(3), rng.uniform(0.7, 1.3), rng.uniform(-20, 20)
     levels = np.clip((np.arange(256) - 128) * gain + 128 + bias, 0, 255).astype(np.uint8)
@@ -246,7 +254,7 @@ def augmentation(rng: np.random.Generator):
         x = x.swapaxes(-3, -2) if turn else x
         x = x[..., ::-1, :, :] if flip_h else x
         x = x[..., ::-1, :] if flip_w else x
-        return levels[x[..., channels]]
+        return levels[x[..., channels]] if relight else x
 
     return change
 

@@ -186,20 +186,23 @@ def resize(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def patch_positions(height: int, width: int, patch: int, k: int,
-                    rng: np.random.Generator | None = None) -> np.ndarray:
+                    rng: np.random.Generator | None = None, align: int = 1) -> np.ndarray:
     """Top-left corners of K non-overlapping patches, spread uniformly: int[K', 2], K' ≤ K.
 
     Not specified in the paper beyond "non-overlapping, uniformly". We divide the frame into rows
     of equal height, each row into cells of equal width, as nearly square as possible and none
     smaller than a patch, K cells in all, and centre a patch in each; with `rng`, put it
     anywhere in its cell (for training; both members of a pair take the same positions). Where
-    fewer than K patches fit (K' < K) it is the densest grid.
+    fewer than K patches fit (K' < K) it is the densest grid. All corners are multiples of `align`,
+    and so are cells' and patches' sides for this purpose.
 
     >>> patch_positions(540, 960, 224, 8).tolist()
     [[23, 8], [23, 248], [23, 488], [23, 728], [293, 8], [293, 248], [293, 488], [293, 728]]
     >>> len(patch_positions(540, 720, 224, 8)), len(patch_positions(540, 304, 224, 8))
     (6, 2)
     """
+    if align > 1:
+        return align * patch_positions(height // align, width // align, -(-patch // align), k, rng)
     cells = _cells(max(height, patch), max(width, patch), patch, k)
     slack = cells[:, 2:] - cells[:, :2] - patch
     step = slack // 2 if rng is None else rng.integers(0, slack + 1)

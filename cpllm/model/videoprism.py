@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from scipy.fft import dct
 
 from cpllm import config
 from cpllm.model.layers import MLP, Attention, Block, Dense, Norm, run, stack
@@ -53,6 +54,28 @@ def local_normalise(x: Array, size: int = 9, floor: float = 8 / 255) -> Array:
     return (x - mean) / (jnp.sqrt(variance) + floor)
 
 
+BLOCK = 8
+"""Side of a block of `spectrum`: of H.264's larger transform, and of JPEG's."""
+
+COSINES = dct(np.eye(BLOCK), axis=0, norm="ortho").astype(np.float32)
+COLOURS = np.array([[.299, .587, .114], [-.169, -.331, .5], [.5, -.419, -.081]], np.float32)
+"""RGB to luma and the two colour differences (ITU-R BT.601)."""
+
+
+def spectrum(x: Array) -> Array:
+    """What quantisation zeroes: log(|c| + ½) of blocks' DCT coefficients c, each in its place.
+
+    Of luma and colour differences; the mean c₀₀ divided by BLOCK. A codec that saves bits rounds
+    small coefficients to nothing, which pixels hardly show and half a level's logarithm does. x:
+    float[...,H,W,3] in [0, 1], sides multiples of BLOCK → the same shape, of deviation about 1.
+    """
+    h, w, c = x.shape[-3:]
+    blocks = (255 * x @ COLOURS.T).reshape(*x.shape[:-3], h // BLOCK, BLOCK, w // BLOCK, BLOCK, c)
+    found = jnp.einsum("ij,...hjwkc,lk->...hiwlc", COSINES, blocks, COSINES)
+    found = found.at[..., 0, :, 0, :].divide(BLOCK)
+    return (jnp.log(jnp.abs(found).reshape(x.shape) + 0.5) - 0.5) / 1.5
+
+
 def centre_crop(x: Array, side: int) -> Array:
     """The middle side×side pixels of [B,H,W,C]."""
     top, left = (x.shape[1] - side) // 2, (x.shape[2] - side) // 2
@@ -75,7 +98,7 @@ class VideoPrism(nnx.Module):
 
         if model.clip_patches and not shape.temporal_layers:
             raise ValueError("model.clip_patches: needs model.low.temporal_layers, got 0")
-        self.shape, self.local_norm = shape, model.local_norm
+        self.shape, self.local_norm, self.spectrum = shape, model.local_norm, model.spectrum
         self.crop, self.as_clip = model.crop_patches, model.clip_patches
         self.dtype, self.remat, self.unroll = model.dtype, model.remat, model.unroll
         self.embed = Dense(shape.patch**2 * 3, shape.width, rngs)
@@ -109,8 +132,10 @@ class VideoPrism(nnx.Module):
         return self.over_time(x, present) if self.as_clip else x
 
     def texture(self, x: Array) -> Array:
-        """uint8[B,H,W,3] → float[B,H,W,3] in [0, 1], or normalised where the configuration says."""
+        """uint8[B,H,W,3] → float[B,H,W,3]: in [0, 1], spectra, or normalised, by configuration."""
         x = x.astype(jnp.float32) / 255
+        if self.spectrum:
+            return spectrum(x)
         if not self.local_norm:
             return x
         # A few at a time: XLA on a CPU else computes each pixel anew for whatever reads it.
