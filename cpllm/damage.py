@@ -100,11 +100,13 @@ def quality(scorer: Scorer, frame: np.ndarray, view: np.ndarray,
     if scorer.cfg.model.kind != "cp-llm" or scorer.cfg.model.encoders == "high":
         raise ValueError(f"heat-map: expected a cp-llm with its low-level encoder, got a "
                          f"{scorer.cfg.model.kind} with encoders {scorer.cfg.model.encoders}")
-    patch = scorer.cfg.video.patch_size
+    patch, align = scorer.cfg.video.patch_size, scorer.cfg.video.align
     stride = patch // 4 if stride is None else stride
     if not 1 <= stride <= patch:
         raise ValueError(f"heat-map: expected a stride of 1 to {patch} pixels, got {stride}")
-    sides = [max(side, patch) for side in frame.shape[:2]]
+    height, width = frame.shape[:2]
+    sides = [max(-(-side // align) * align, patch) for side in (height, width)]
+    frame = np.pad(frame, ((0, sides[0] - height), (0, sides[1] - width), (0, 0)), "edge")
     places = np.array(list(product(*(starts(s, patch, stride) for s in sides))))
     total, covered = np.zeros(sides, np.float32), np.zeros(sides, np.float32)
     for some in np.split(places, range(BATCH, len(places), BATCH)):
@@ -115,7 +117,7 @@ def quality(scorer: Scorer, frame: np.ndarray, view: np.ndarray,
             here = np.s_[top:top + patch, left:left + patch]
             total[here] += score
             covered[here] += 1
-    return (total / covered)[:frame.shape[0], :frame.shape[1]]
+    return (total / covered)[:height, :width]
 
 
 def starts(side: int, patch: int, stride: int) -> list[int]:

@@ -53,6 +53,15 @@ def test_a_frame_that_is_the_same_everywhere_has_its_own_score_everywhere(tiny):
     np.testing.assert_allclose(found, own, rtol=1e-4)  # another program: other sums
 
 
+def test_patches_at_the_edge_lie_on_the_codecs_grid_too(noisy):
+    scorer = untrained(**{"video.align": 8, "model.spectrum": True, "model.local_norm": False})
+    patch, frame = scorer.cfg.video.patch_size, noisy[:93, :125]
+    filled = np.pad(frame, ((0, 3), (0, 3), (0, 0)), "edge")
+    corner = damage.quality(scorer, filled[-patch:, -patch:], seen(frame, scorer))
+    found = damage.quality(scorer, frame, seen(frame, scorer), patch)
+    assert found[-1, -1] == pytest.approx(corner[-1, -1], rel=1e-4)
+
+
 def test_each_pixel_is_the_mean_of_the_patches_that_cover_it(tiny, noisy):
     view, patch = seen(noisy, tiny), tiny.cfg.video.patch_size
     corners = [noisy[:patch, left:left + patch] for left in (0, patch // 2)]
