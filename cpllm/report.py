@@ -52,6 +52,10 @@ COLUMNS = ["system", "metric", "value", "ci_low", "ci_high", "n_sources", "n_ite
 RECORDED = ("commit", "dirty", "seed", "device", "started", "duration_s", "manifest_sha256")
 KEPT = ("ok", grid.OLDER, grid.CHANGED)
 """Statuses of rows whose numbers are shown: the last two must be trained again to be today's."""
+HEADINGS = {"ci_low": "95% from", "ci_high": "to", "low": "95% from", "high": "to",
+            "n_sources": "sources", "n_items": "items", "in_paper": "verdict",
+            "paper_evidence": "rests on", "at_profile": "verdict", "decided_by": "decided by",
+            "refuted_by": "refuted by"}
 COUNTS = dict.fromkeys(("n_sources", "n_items", "seeds"), "Int64")  # absent for the paper's rows
 
 
@@ -129,6 +133,11 @@ def of_ladders(runs: pd.DataFrame, split: str, codec: str = "h264") -> pd.DataFr
         return rows
     rows = rows[rows.crf.isna() | (rows.get("codec", codec) == codec)]
     return rows[rows.groupby("source").crf.transform("nunique") > 2]
+
+
+def headed(table: pd.DataFrame) -> pd.DataFrame:
+    """The same with headings to read in the place of columns' names."""
+    return table.rename(columns=HEADINGS)
 
 
 def styled(table: pd.DataFrame, columns: tuple[str, ...] = (*STRICT, *SRCC)) -> Styler:
