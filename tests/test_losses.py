@@ -94,6 +94,20 @@ def test_text_loss_never_makes_logits_of_all_positions():
     assert compiled.memory_analysis().temp_size_in_bytes < full / 2
 
 
+def test_text_loss_makes_logits_of_no_more_than_the_chunks_that_hold_answers():
+    shapes, calls = [], []
+
+    def logits(x):
+        shapes.append(x.shape)
+        jax.debug.callback(lambda: calls.append(1))
+        return x
+
+    answer = jnp.zeros((2, 10), bool).at[:, 5:8].set(True)
+    losses.text_loss(jnp.ones((2, 10, 6)), logits, jnp.zeros((2, 10), int), answer, 4)
+    jax.effects_barrier()
+    assert set(shapes) == {(2, 4, 6)} and calls == [1]  # the answers of a text come first
+
+
 def test_text_loss_of_a_batch_without_answers_is_zero():
     none = jnp.zeros((1, 3), bool)
     assert losses.text_loss(jnp.ones((1, 3, 2)), lambda x: x, jnp.zeros((1, 3), int), none) == 0

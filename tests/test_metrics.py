@@ -216,6 +216,18 @@ def test_without_a_ladder_column_the_scene_before_the_at_sign_is_the_ladder():
     assert metrics.flip_rate(frame)[::3] == (0, 6)
     plain = frame[:3].assign(video=[1, 2, 3])
     assert metrics.flip_rate(plain)[::3] == (0, 3)
+    assert metrics.flip_pairs(plain).ladder.tolist() == ["film"] * 3
+    named = frame.assign(video=[f"film@{i}" for i in range(6)], ladder=list("aaabbb"))
+    assert metrics.flip_rate(named)[::3] == (0, 6)
+
+
+def test_pairs_name_their_ladder_and_levels_and_stay_within_a_seed():
+    frame = ladders([[3, 2, 1]]).assign(codec=[None] * 3)
+    pairs = metrics.flip_pairs(pd.concat([frame.assign(seed=seed) for seed in (0, 1)]), 2)
+    assert pairs.columns.tolist() == ["seed", "source", "ladder", "codec", "crf_low", "crf_high",
+                                      "diff", "flip", "tie", "gap"]
+    assert pairs.seed.tolist() == [0, 0, 1, 1]
+    assert pairs.crf_low.tolist() == [13, 15] * 2 and pairs.crf_high.tolist() == [15, 17] * 2
 
 
 def test_originals_form_no_pair():
@@ -244,15 +256,17 @@ def test_reversing_predictions_mirrors_flips_and_counts_ties_half(predictions):
 def test_constant_predictions_are_all_ties_and_no_pairs_are_nan():
     assert metrics.flip_rate(ladders(np.ones((2, 4)))) == (0, 1, 0.5, 12)
     nothing = metrics.flip_rate(ladders(np.ones((2, 4))), diff=3)
-    assert nothing.pairs == 0 and np.isnan(nothing.strict) and np.isnan(nothing.half)
+    assert nothing.pairs == 0 and np.isnan(nothing[:3]).all()
 
 
 def test_pairs_are_told_apart_by_how_much_the_proxy_prefers_the_better():
-    frame = ladders([[80, 81, 79, 70]]).assign(proxy=[90.0, 89, 84, 70])
-    # gaps: 13-15 1 (flip), 15-17 5, 17-19 14, 13-17 6, 15-19 19, 13-19 20
+    frame = ladders([[80, 82, 81, 70]]).assign(proxy=[90.0, 89, 84, 70])
+    # gaps: 13-15 1 (flip), 15-17 5, 17-19 14, 13-17 6 (flip), 15-19 19, 13-19 20
     ones = np.ones((1, 1), int)
     rates = [metrics.flips(frame, ones, gap=gap)[0] for gap in metrics.STRATA.values()]
-    assert rates == [1, 0, 0]
+    assert rates == [1, 0, 1 / 4]
+    mos = frame.rename(columns={"proxy": "mos"})
+    assert metrics.flips(mos, ones, gap=(2, 7), truth="mos") == [1 / 2]
     assert metrics.flip_pairs(frame).gap.tolist() == [1, 6, 20, 5, 19, 14]
     assert metrics.flip_pairs(frame.drop(columns="proxy")).gap.isna().all()
 
@@ -299,7 +313,7 @@ def test_dmos_refers_to_the_original_of_the_same_seed_source_and_ladder():
 # Statistics on weighted sources
 
 @pytest.mark.parametrize("name", ["pooled", "kendall", "linear", "curve", "rmse", "rmse curve",
-                                  "strict", "half"])
+                                  "strict", "ties", "half"])
 def test_weighted_statistics_equal_those_of_the_repeated_rows(name):
     rng = np.random.default_rng(3)
     frame = ladders(np.round(noisy(rng, 6, scale=(1, 9))), sources=list("aabcdd"))
@@ -319,7 +333,7 @@ def test_weighted_statistics_equal_those_of_the_repeated_rows(name):
                 "curve": stats.pearsonr(rows.proxy, curve).statistic,
                 "rmse": metrics.rmse(rows.proxy, rows.prediction),
                 "rmse curve": metrics.rmse(rows.proxy, curve),
-                "strict": flip.strict, "half": flip.half}[name]
+                "strict": flip.strict, "ties": flip.ties, "half": flip.half}[name]
 
     beta = metrics.fit_logistic(frame.proxy, frame.prediction)  # fitted once, to the sample
     statistic = {"pooled": metrics.pooled_srcc,
@@ -329,6 +343,15 @@ def test_weighted_statistics_equal_those_of_the_repeated_rows(name):
         name, partial(metrics.flips, diff=2, kind=name))
     np.testing.assert_allclose(statistic(frame, counts), [repeated(row) for row in counts],
                                rtol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["proxy", "prediction"])
+@pytest.mark.parametrize("scale, shift", [(1e-9, 0), (1e9, 0), (1, 1e8)])
+def test_weighted_plcc_does_not_depend_on_units(side, scale, shift):
+    frame, counts = ladders(noisy(np.random.default_rng(3), 4)), metrics.resamples(4, 20)
+    other = frame.assign(**{side: scale * frame[side] + shift})
+    np.testing.assert_allclose(metrics.pooled_plcc(other, counts),
+                               metrics.pooled_plcc(frame, counts), rtol=1e-5)
 
 
 @pytest.mark.parametrize("of, oracle, curve", [
@@ -397,7 +420,8 @@ def test_a_constant_source_makes_srcc_nan_and_never_a_number():
         one = ladders([[3, 2]], crfs=CRFS[:2])  # too few rows for a fit
         assert np.isnan(metrics.within_source(one, np.ones((1, 1), int), curve=True)).all()
     constant = frame.assign(prediction=5.0)
-    assert np.isnan(metrics.bootstrap(constant, metrics.pooled_srcc, 20)[:3]).all()
+    for statistic in metrics.pooled_srcc, metrics.pooled_plcc:
+        assert np.isnan(metrics.bootstrap(constant, statistic, 20)[:3]).all()
 
 
 # Bootstrap
@@ -461,12 +485,24 @@ def test_p_is_below_five_percent_just_where_the_interval_excludes_zero():
 
 
 def test_p_worked_by_hand():
-    # of 99 draws 4 (the first among them) are not above 0: 1 + 4 in 100, on both sides
+    # of 99 draws 4 (the first among them) are not above 0: 1 + 4 in 100, whichever side leads
     draws = np.r_[1.0, -1, 0, -2, -3, np.ones(95)]
     for first in draws, -draws:
-        found = metrics.contrast(first, np.zeros(100), 10**6)
-        assert found.p == pytest.approx(2 * 5 / 100, rel=1e-4)
+        assert metrics.contrast(first, np.zeros(100), 10**6).p == pytest.approx(0.1, rel=1e-4)
+    # 3 sources: Φ⁻¹(0.05) √(2/3) = -1.3430, below which Student's t with 2 lies with 0.1557
+    assert metrics.contrast(draws, np.zeros(100), 3).p == pytest.approx(0.3114, abs=1e-4)
     assert metrics.contrast(np.ones(100), np.zeros(100), 10**6).p == pytest.approx(0.02, rel=1e-4)
+    assert np.isnan(metrics.contrast(np.r_[draws, np.nan], np.zeros(101), 3).p)
+
+
+def test_unless_told_otherwise_there_are_2000_draws_of_seed_0():
+    first, second = two_models(np.random.default_rng(0), 9)
+    assert metrics.bootstrap(first, metrics.pooled_plcc) == \
+        metrics.bootstrap(first, metrics.pooled_plcc, 2000, 0)
+    assert metrics.difference(first, second, metrics.pooled_plcc) == \
+        metrics.difference(first, second, metrics.pooled_plcc, 2000, 0)
+    told = metrics.replicates(first, metrics.pooled_plcc, 2000, 0)
+    assert metrics.replicates(first, metrics.pooled_plcc).tolist() == told.tolist()
 
 
 @pytest.mark.filterwarnings("error")
@@ -560,6 +596,17 @@ def test_a_draw_in_which_a_side_is_constant_leaves_the_interval_nan():
         assert np.isnan(metrics.bootstrap(frame, statistic, 50)[1:3]).all()
 
 
+@pytest.mark.parametrize("side", ["proxy", "prediction"])
+@pytest.mark.parametrize("scale", [1, 1e6])
+def test_a_draw_in_which_one_side_alone_is_constant_has_no_plcc(side, scale):
+    sides = {"proxy": [0.1, -0.5, 0.4], "prediction": [0.1, -0.1, 0.6]}
+    sides[side] = [0.1 * scale, 0.1 * scale, 0.7 * scale]
+    frame = ladders([[0], [0], [0]]).assign(**sides)
+    found = metrics.pooled_plcc(frame, np.array([[1, 1, 1], [2, 1, 0], [1, 2, 0]]))
+    assert np.isfinite(found).tolist() == [True, False, False]
+
+
+@pytest.mark.filterwarnings("error")
 def test_a_draw_without_any_pair_leaves_the_interval_nan():
     frame = pd.concat([ladders([[3, 1, 2]]), ladders([[1]], sources=["short"]).assign(
         video="short@crf13", ladder="short")])
