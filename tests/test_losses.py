@@ -28,8 +28,9 @@ def test_logistic_ranking_is_the_mean_over_ordered_pairs_whatever_their_distance
     expected = np.log1p(np.exp(-5 * margins)).mean()
     assert losses.ranking_logistic(q, q_hat) == pytest.approx(expected, rel=1e-5)
     assert losses.ranking_logistic(q[2:], q_hat[2:]) == 0
-    alike = losses.ranking_logistic(jnp.tile(q[:1], (3, 1)), jnp.tile(q_hat[:1], (3, 1)))
-    assert alike == pytest.approx(np.log1p(np.exp(-5 * margins[0])), rel=1e-5)
+    for times in 1, 3:
+        alike = losses.ranking_logistic(*(jnp.tile(x[:1], (times, 1)) for x in (q, q_hat)))
+        assert alike == pytest.approx(np.log1p(np.exp(-5 * margins[0])), rel=1e-5)
 
 
 def test_logistic_ranking_has_finite_gradients_where_scores_saturate_or_truths_tie():
@@ -61,6 +62,9 @@ def test_text_loss_is_the_mean_cross_entropy_of_answer_tokens():
             jnp.array(logits), lambda x: x, jnp.array(targets), jnp.array(answer), chunk
         )
         assert got == pytest.approx(float(np.asarray(each)[answer].mean()), rel=1e-5)
+    one = np.arange(8).reshape(2, 4) == 5
+    got = losses.text_loss(jnp.array(logits), lambda x: x, jnp.array(targets), jnp.array(one))
+    assert got == pytest.approx(float(each[1, 1]), rel=1e-5)
 
 
 def test_text_loss_has_the_gradients_of_plain_cross_entropy():

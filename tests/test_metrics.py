@@ -179,6 +179,10 @@ def test_constant_predictions_and_a_single_row_give_nan(measure):
 def test_a_row_that_is_not_finite_is_refused_by_position():
     with pytest.raises(ValueError, match=r"prediction: 2 of 4 rows not finite \(first rows: 1, 3"):
         metrics.srcc([1, 2, 3, 4], [1, np.nan, 2, np.inf])
+    with pytest.raises(ValueError, match=r"prediction: 4 of 5 .* \(first rows: 1, 2, 3\)$"):
+        metrics.srcc(range(5), [1, *[None] * 4])
+    with pytest.raises(ValueError, match=r"truth: 1 of 2 rows not finite \(first rows: 0\)"):
+        metrics.srcc([None, 2], [1, 2])
     with pytest.raises(ValueError, match=r"truth: 1 of 2"):
         metrics.rmse([np.nan, 1], [1, 2])
     with pytest.raises(ValueError, match=r"\(3,\) and \(2,\)"):
@@ -495,6 +499,15 @@ def test_p_worked_by_hand():
     assert np.isnan(metrics.contrast(np.r_[draws, np.nan], np.zeros(101), 3).p)
 
 
+def test_the_interval_worked_by_hand():
+    # many sources: the percentiles 2.5 and 97.5 of the draws 2 and 4; two sources: all of them;
+    # ten: t₀.₀₂₅,₉ = -2.2622, times √(10/9) = -2.3845, below which the normal lies with 0.00855
+    draws = np.array([3.0, 2, 4])
+    assert metrics.estimate(draws, 10**6) == pytest.approx((3, 2.05, 3.95, 10**6), rel=1e-4)
+    assert metrics.estimate(draws, 2) == pytest.approx((3, 2, 4, 2))
+    assert metrics.estimate(draws, 10) == pytest.approx((3, 2.0171, 3.9829, 10), abs=2e-4)
+
+
 def test_unless_told_otherwise_there_are_2000_draws_of_seed_0():
     first, second = two_models(np.random.default_rng(0), 9)
     assert metrics.bootstrap(first, metrics.pooled_plcc) == \
@@ -602,8 +615,8 @@ def test_a_draw_in_which_one_side_alone_is_constant_has_no_plcc(side, scale):
     sides = {"proxy": [0.1, -0.5, 0.4], "prediction": [0.1, -0.1, 0.6]}
     sides[side] = [0.1 * scale, 0.1 * scale, 0.7 * scale]
     frame = ladders([[0], [0], [0]]).assign(**sides)
-    found = metrics.pooled_plcc(frame, np.array([[1, 1, 1], [2, 1, 0], [1, 2, 0]]))
-    assert np.isfinite(found).tolist() == [True, False, False]
+    counts = np.array([[1, 1, 1], [2, 1, 0], [1, 2, 0], [5, 2, 0], [3, 8, 0]])
+    assert np.isnan(metrics.pooled_plcc(frame, counts)).tolist() == [False, *[True] * 4]
 
 
 @pytest.mark.filterwarnings("error")
@@ -617,15 +630,17 @@ def test_a_draw_without_any_pair_leaves_the_interval_nan():
 @pytest.mark.parametrize("spoil, message", [
     (lambda f: f.assign(prediction=f.prediction.where(f.index != 1)),
      r"1 of 6 rows not finite \(first: scene0@crf15"),
+    (lambda f: f.assign(prediction=np.inf),
+     r"6 of 6 rows not finite \(first: scene0@crf13, scene0@crf15, scene0@crf17\)$"),
     (lambda f: f.assign(video=f.video.where(f.index != 4, f.video[3])),
      r"1 of 6 rows with an id that occurs before \(first: scene1@crf13"),
     (lambda f: f.assign(source=f.source.where(f.index != 2)),
      r"1 of 6 rows without a source \(first: scene0@crf17"),
-    (lambda f: f.drop(columns="source"), "no column source"),
-    (lambda f: f[:0], "no rows"),
+    (lambda f: f[["prediction", "crf"]], "no column video, source; has prediction, crf$"),
+    (lambda f: f[:0], "^predictions: no rows$"),
     (lambda f: pd.concat([f.assign(seed=0), f[1:].assign(seed=1)]),
      r"1 videos are not scored by every seed \(first: scene0@crf13"),
-], ids=["nan", "duplicate", "no source", "no column", "empty", "uneven seeds"])
+], ids=["nan", "infinite", "duplicate", "no source", "no column", "empty", "uneven seeds"])
 def test_unfit_rows_are_refused_by_name(spoil, message):
     frame = spoil(ladders([[3, 2, 1], [1, 2, 3]]))
     for call in (lambda: metrics.bootstrap(frame, metrics.pooled_srcc, 10),
