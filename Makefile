@@ -47,6 +47,15 @@ lock.write_text(re.sub(r"(?m)^([a-z0-9._-]+)==", named, lock.read_text()))
 endef
 export WITH_EXTRAS
 
+define ENOUGH
+import json, sys
+totals = json.load(sys.stdin)["totals"]
+shares = [totals[f"percent_{kind}_covered"] for kind in ("statements", "branches")]
+print("lines {:.1f}%, branches {:.1f}%; 90% of each are expected".format(*shares))
+sys.exit(min(shares) < 90)
+endef
+export ENOUGH
+
 .PHONY: help setup reproduce sweep book test coverage test-slow test-oracles verify lint serve pdf data labels benchmark train fit lock clean
 
 help: ## list the targets
@@ -97,6 +106,7 @@ coverage: $(READY) ## run the tests and report the lines and branches of cpllm t
 	@$(BIN)/coverage run $(pytest) $(QUICK)
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
+	@$(BIN)/coverage json -q -o - | $(BIN)/python -c "$$ENOUGH"
 
 test-slow: $(READY) ## run the tests that take minutes
 	@$(BIN)/python $(pytest) -m slow
