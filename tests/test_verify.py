@@ -41,6 +41,15 @@ def test_a_run_on_other_rows_or_with_a_lost_file_is_named(results):
     assert any(line.startswith("single-s0: trained on other rows") for line in new | before)
 
 
+def test_no_committed_rows_are_asked_of_a_run_on_wide_clips(results):
+    home = results / "pocket" / "runs" / "default-s0"
+    assert not any(line.startswith("default-s0:") for line in verify._runs("pocket", results))
+    told = records.read_json(home / "config.json")
+    records.write_json(home / "config.json", {**told, "data": {**told["data"], "wide_scenes": 0}})
+    assert any(line.startswith("default-s0: trained on other rows")
+               for line in verify._runs("pocket", results))
+
+
 @pytest.mark.parametrize(("was", "now", "words"), [
     ("a,b\n1,x\n2,y\n", "a,b\n1,x\n2,z\n", "row 3, column b: y there, z when"),
     ("a\n1\n", "a\n1.0001\n", "row 2, column a: 1"), ("a\n1\n", "a\n1\n2\n", "other rows"),
