@@ -133,7 +133,7 @@ def test_cached_features_give_the_losses_that_pixels_give(made, batches, rows, d
     _, graph, state, frozen = started(made)
     model = nnx.merge(graph, state.params, frozen)
     folder = features.ensure(CFG, model.high, rows, frame_store(data, CFG))
-    monkeypatch.setattr("cpllm.data.batches.augmentation", lambda _: lambda x: x)
+    monkeypatch.setattr("cpllm.data.batches.augmentation", lambda *_: lambda x: x)
     pixels, cached = batches()[0], batches(features=folder)[0]
     assert pixels["view"].dtype == np.uint8 and cached["view"].shape[1:] == (4, 16)
     np.testing.assert_allclose(
