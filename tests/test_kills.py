@@ -178,7 +178,7 @@ def test_a_sweep_that_loses_a_worker_ends_with_the_same_runs(place):
     names = ("single", "pairwise")
     root, work = begin(place, "lost", f"sweep table --workers 2 --rows {' '.join(names)}")
     workers = [p for p in psutil.Process(work.process.pid).children(recursive=True)
-               if any("spawn_main" in word for word in p.cmdline()) and p.children()]
+               if re.search("spawn_main|dask worker", " ".join(p.cmdline())) and p.children()]
     workers[0].kill()
     work.finish()
     lost = runs(made(root), *names)

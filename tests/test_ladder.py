@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -330,7 +331,7 @@ def test_a_build_whose_worker_is_killed_makes_all_the_same(built, tmp_path):
     while not list(tmp_path.glob("*.mp4")) and process.poll() is None:
         time.sleep(0.001)
     workers = [p for p in psutil.Process(process.pid).children()
-               if any("spawn_main" in word for word in p.cmdline())]
+               if re.search("spawn_main|dask worker", " ".join(p.cmdline()))]
     workers[0].kill()
     assert process.wait() == 0
     pd.testing.assert_frame_equal(manifests.read(tmp_path / "manifest.csv"), built[1])
