@@ -248,10 +248,8 @@ def _train(run: Run, profile: str, root: Path) -> float:
     if (folder / "provenance.json").exists() or records.read_json(began) != now:
         forget(run.run_id, profile, root)  # else it goes on where it stopped
         records.write_json(began, now)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(data.parent / "compiled"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     output = data / "notebooks" / f"{run.run_id}.ipynb"
-    with _one_core() as worker:
+    with _one_core() as worker, _programs_kept(data.parent / "compiled"):
         tell = partial(_tell, worker, run.run_id)
         tell("starts")
         sweep.run_notebook(root / "notebooks" / NOTEBOOK, output, run.parameters, tell=tell)
@@ -277,6 +275,19 @@ def _one_core() -> Iterator[Any]:
         yield worker
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def _programs_kept(folder: Path) -> Iterator[None]:
+    """What is started meanwhile keeps its compiled programs in a folder, if told of no other."""
+    before = dict(os.environ)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _tell(worker: Any, run_id: str, line: str) -> None:

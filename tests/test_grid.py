@@ -308,3 +308,14 @@ def test_predictions_are_kept_for_splits_that_were_not_scored(checkout):
                      test[["video"]].assign(prediction=[3.0]), known)
     written = pd.read_csv(checkout / "results" / "smoke" / "runs" / "a-s0" / "predictions.csv")
     assert written.to_dict("list") == {"video": ["v", "t2"], "prediction": [1.0, 3.0]}
+
+
+def test_where_programs_are_kept_is_told_only_to_what_is_started_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before = dict(os.environ)
+    with grid._programs_kept(tmp_path):
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
+    assert dict(os.environ) == before
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    with grid._programs_kept(tmp_path):
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
