@@ -35,6 +35,7 @@ class Data:
     proxy_lines: int = 360  # VMAF compares both clips scaled to this short side
     proxy_every: int = 2  # VMAF looks at each second frame
     wide_scenes: int = 0  # of the grid `fit`, for training: see `data/wide.py`
+    without: tuple[str, ...] = ()  # families of scenes that training leaves out
     dataset: str = "scenes"  # built in; anything else is the user's to bring
 
 
@@ -155,10 +156,11 @@ class Train:
 class Pretrain:
     """What stands in for public checkpoints: see `cpllm.pretrain`."""
 
-    view_steps: int = 600  # of the high tower, on `views` frames and their captions each
-    text_steps: int = 600  # of the decoder, on `texts` descriptions each
-    views: int = 64
-    texts: int = 16
+    view_steps: int = 4000  # of the high tower, on `views` frames and their captions each
+    text_steps: int = 1500  # of the decoder, on `texts` each, half with a frame
+    views: int = 48
+    texts: int = 32
+    pictures: int = 8000  # frames of scenes beside those of training: see `data/pictures.py`
     learning_rate: float = 2e-3
 
 
@@ -205,7 +207,7 @@ def smoke() -> Config:
             predictor_hidden=32,
             local_norm=True,
         ),
-        pretrain=Pretrain(view_steps=30, text_steps=30, views=16, texts=8),
+        pretrain=Pretrain(view_steps=30, text_steps=30, views=16, texts=8, pictures=20),
         train=Train(
             steps=60, batch=8, learning_rate=2e-3, schedule="cosine", warmup=10, clip_norm=1.0,
             max_text=88, augment=True, select_every=30,
@@ -217,22 +219,23 @@ def pocket() -> Config:
     """Small towers that a laptop trains in a quarter of an hour."""
     return Config(
         profile="pocket",
-        # The FR-proxy compares all clips at one size, so the model looks at all at one size too.
-        video=Video(key_frames=3, high_size=96, enlarge=True, patches=24, patch_size=64),
+        # Blocks as the codec left them, on its own grid: enlarging hides what it rounded away.
+        video=Video(key_frames=3, high_size=96, patches=24, patch_size=64, align=8),
         model=Model(
-            high=Siglip(3, 96, 384, 4, 24, 96),
+            high=Siglip(3, 96, 384, 4, 16, 96),
             # Neither erf nor a softcap: on a CPU both cost as much as the products between them.
             low=VideoPrism(3, 0, 96, 384, 4, 16, 64, softcap=0.0, exact_gelu=False),
             decoder=Gemma(2, 96, 256, 4, 1, 24, 1024),
             high_finetune="all",
             decoder_finetune="all",
             lora_rank=0,
-            local_norm=True,
+            spectrum=True,
             unroll=3,  # all layers of a tower: a loop costs a tenth of the step on a CPU
         ),
         train=Train(
             steps=1500, batch=16, learning_rate=1e-3, schedule="cosine", warmup=100, patches=8,
-            weight_decay=1e-2, clip_norm=1.0, max_text=88, augment=True, select_every=500,
+            weight_decay=1e-2, clip_norm=1.0, max_text=88, augment=True,
+            relight=False, select_every=500,
             regress_on="all",  # the FR-proxy of a variant is measured like an original's
         ),
     )

@@ -1,8 +1,9 @@
 """Stand-ins for public checkpoints, so that "frozen" and LoRA mean something at pocket size.
 
-The high-level encoder learns from key frames and captions by SigLIP's contrastive loss, the
-decoder from the descriptions as a language model. Training split only; one result serves all
-seeds and regimes, in a file named after a hash of all that it depends on.
+The high-level encoder learns from frames and captions by SigLIP's contrastive loss; the decoder
+from descriptions as a language model, and with the projection before it what the encoder's tokens
+say, as PaliGemma's does. Training scenes, and pictures of their families that have no clips; one
+result serves all seeds and regimes, in a file named after a hash of all that it depends on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,18 +25,20 @@ from jax import Array
 from tokenizers import Tokenizer
 
 from cpllm import config, losses, records
-from cpllm.data import annotate, manifests, text, video
-from cpllm.data.batches import Batch, augmentation, frame_store, store_frames, stored
+from cpllm.data import annotate, manifests, pictures, text, video
+from cpllm.data.batches import Batch, frame_store, store_frames, stored
 from cpllm.model import weights
 from cpllm.model.cpllm import prefix_mask
 from cpllm.model.gemma import Gemma, positions
+from cpllm.model.layers import Dense
 from cpllm.model.siglip import Siglip
 
-CODE = ("pretrain.py", "losses.py", "data/annotate.py", "data/batches.py", "data/text.py",
-        "model/siglip.py", "model/gemma.py", "model/layers.py")
+CODE = ("pretrain.py", "losses.py", "data/annotate.py", "data/batches.py", "data/families.py",
+        "data/pictures.py", "data/scenes.py", "data/text.py", "model/siglip.py", "model/gemma.py",
+        "model/layers.py")
 """The modules that decide what comes out."""
 
-PARTS = ("high", "decoder")
+PARTS = ("high", "project_high", "decoder")
 
 
 class Contrast(nnx.Module):
@@ -60,6 +63,14 @@ class Contrast(nnx.Module):
         return _unit(self.words[...][tokens].mean(1, where=valid[..., None]))
 
 
+class Reader(nnx.Module):
+    """What reads the encoder's tokens: the projection and the decoder, by CP-LLM's names."""
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        self.project_high = Dense(model.high.width, model.decoder.width, rngs)
+        self.decoder = Gemma(model, rngs)
+
+
 def _unit(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
 
@@ -74,10 +85,19 @@ def contrastive_loss(x: Array, y: Array, same: Array, log_scale: Array, bias: Ar
     return -jax.nn.log_sigmoid(jnp.where(same, logits, -logits)).sum() / len(x)
 
 
-def text_loss(decoder: Gemma, tokens: Array, valid: Array, answer: Array) -> Array:
-    """Eq. 3 without frames: -log p of each answer token, given the prompt and those before it."""
-    hidden = decoder(decoder.embed(tokens), prefix_mask(valid, answer), positions(valid))
-    return losses.text_loss(hidden[:, :-1], decoder.logits, tokens[:, 1:], answer[:, 1:])
+def text_loss(reader: Reader, seen: Array, shown: Array, tokens: Array, valid: Array,
+              answer: Array) -> Array:
+    """Eq. 3 of [u, text]: -log p of each answer token, given the frame, prompt and those before.
+
+    seen: float[B,T_h,D_h], what the encoder made of a frame; shown: bool[B], False for a text
+    without one; tokens, valid and answer as in `CPLLM.read`.
+    """
+    b, n = seen.shape[:2]
+    x = jnp.concatenate([reader.project_high(seen), reader.decoder.embed(tokens)], 1)
+    valid = jnp.concatenate([jnp.broadcast_to(shown[:, None], (b, n)), valid], 1)
+    mask = prefix_mask(valid, jnp.pad(answer, [(0, 0), (n, 0)]))
+    hidden = reader.decoder(x, mask, positions(valid))[:, n:]
+    return losses.text_loss(hidden[:, :-1], reader.decoder.logits, tokens[:, 1:], answer[:, 1:])
 
 
 def captioned(rows: pd.DataFrame, tokenizer: Tokenizer, length: int) -> Batch:
@@ -119,6 +139,7 @@ def key(cfg: config.Config, data: Path) -> str:
         "input": [cfg.train.max_text, frame_store(data, cfg).name],
         "pretrain": dataclasses.asdict(cfg.pretrain),
         "manifest": manifests.sha256(data / "manifest.csv", ["train"]),
+        "without": cfg.data.without,
         "code": [records.file_hash(package / name) for name in CODE],
     }
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
@@ -127,29 +148,42 @@ def key(cfg: config.Config, data: Path) -> str:
 def fit(cfg: config.Config, data: Path) -> tuple[dict[str, np.ndarray], Tokenizer, pd.DataFrame]:
     """(tensors by their names in CP-LLM and the bag of words', tokenizer, losses)."""
     rows = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
-    rows = rows[rows["split"] == "train"]
+    rows = manifests.without(rows[rows["split"] == "train"], cfg.data.without)
     described = [annotate.describe(r) for r in rows.to_dict("records")]
     tokenizer = text.train_tokenizer(described, cfg.model.decoder.vocab)
     model = dataclasses.replace(cfg.model, lora_rank=0)
-    contrast, seen = _fit_views(cfg, model, rows[rows["role"] == "original"], data, tokenizer)
-    decoder, read = _fit_text(cfg, model, rows, tokenizer)
-    tensors = weights.tensors(contrast) | {
-        f"decoder.{k}": x for k, x in weights.tensors(decoder).items()}
-    log = [(part, i, loss) for part, done in (("contrastive", seen), ("text", read))
+    images, shown = _images(cfg, rows[rows["role"] == "original"], data)
+    contrast, matched = _fit_views(cfg, model, images, captioned(
+        shown, tokenizer, cfg.train.max_text))
+    reader, read = _fit_text(cfg, model, rows, tokenizer, shown, _features(contrast.high, images))
+    log = [(part, i, loss) for part, done in (("contrastive", matched), ("text", read))
            for i, loss in enumerate(done, 1)]
+    tensors = weights.tensors(contrast) | weights.tensors(reader)
     return tensors, tokenizer, pd.DataFrame(log, columns=["part", "step", "loss"])
 
 
-def _fit_views(cfg, model, rows, data, tokenizer) -> tuple[Contrast, list[float]]:
-    store = frame_store(data, cfg)
+def _images(cfg: config.Config, rows: pd.DataFrame, data: Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """uint8[N,S,S,3] and a row of words for each: every kept frame of `rows`, and pictures."""
+    store, size = frame_store(data, cfg), cfg.model.high.image
     store_frames(rows, data, store, cfg)
-    images, captions = views(rows, store, model.high.image), captioned(
-        rows, tokenizer, cfg.train.max_text)
+    frames = views(rows, store, size)
+    images, table = np.concatenate(frames), rows.loc[rows.index.repeat(frames.shape[1])]
+    if cfg.data.dataset == config.Data.dataset and cfg.pretrain.pictures:
+        drawn, more = pictures.draw(cfg.pretrain.pictures, size, cfg.data)
+        images, table = np.concatenate([images, drawn]), pd.concat([table, more])
+    return images, table
 
+
+def _features(tower: Siglip, images: np.ndarray) -> np.ndarray:
+    """float32[N,T_h,D_h], a few hundred images at a time."""
+    see = nnx.jit(lambda tower, x: tower(x))
+    return np.concatenate([see(tower, x) for x in np.array_split(images, -(-len(images) // 256))])
+
+
+def _fit_views(cfg, model, images, captions) -> tuple[Contrast, list[float]]:
     def batch(rng: np.random.Generator) -> Batch:
-        at = rng.integers(len(rows), size=cfg.pretrain.views)
-        chosen = images[at, rng.integers(images.shape[1], size=len(at))]
-        return {"views": np.stack([augmentation(rng)(x) for x in chosen]),
+        at = rng.integers(len(images), size=cfg.pretrain.views)
+        return {"views": np.stack([_cropped(images[i], rng) for i in at]),
                 **{k: captions[k][at] for k in ("tokens", "valid", "kind")}}
 
     def loss(model: Contrast, batch: Batch) -> Array:
@@ -161,25 +195,43 @@ def _fit_views(cfg, model, rows, data, tokenizer) -> tuple[Contrast, list[float]
                     cfg.pretrain.view_steps, cfg.pretrain.learning_rate)
 
 
-def _fit_text(cfg, model, rows, tokenizer) -> tuple[Gemma, list[float]]:
-    """One text in eight is Figure 2's question with a random answer: its words are then known."""
-    texts = _texts(rows, tokenizer, cfg.train.max_text)
-    asked = text.stack(text.pack(tokenizer, text.COMPARE, answer, cfg.train.max_text)
-                       for answer in text.ANSWERS)
+def _cropped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A square of 70 to 100% of the side, resized to all of it; half of them mirrored."""
+    side = len(image)
+    crop = round(side * rng.uniform(0.7, 1))
+    y, x = rng.integers(0, side - crop + 1, 2)
+    found = video.resize(image[None, y : y + crop, x : x + crop], side)[0]
+    return found[:, ::-1] if rng.random() < 0.5 else found
+
+
+def _fit_text(cfg, model, rows, tokenizer, shown, seen) -> tuple[Reader, list[float]]:
+    """Of a batch's texts half are about a frame, of `shown` and `seen`: what it shows and in what
+    style, without an end, since quality would follow. One in eight is Figure 2's question with a
+    random answer, whose words are then known. The others are descriptions, without their frame.
+    """
+    words = partial(_texts, tokenizer=tokenizer, length=cfg.train.max_text)
+    told = words(text.DESCRIBE, [annotate.describe(r) for r in rows.to_dict("records")])
+    asked = words(text.COMPARE, text.ANSWERS)
+    portrayed = words(text.DESCRIBE, [annotate.portray(r) for r in shown.to_dict("records")])
+    portrayed["answer"] &= portrayed["tokens"] != tokenizer.token_to_id(text.EOS)
+    n = cfg.pretrain.texts // 2, cfg.pretrain.texts // 8
+    blind = np.zeros((cfg.pretrain.texts - n[0], *seen.shape[1:]), np.float32)
 
     def batch(rng: np.random.Generator) -> Batch:
-        n = cfg.pretrain.texts // 8
-        at = rng.integers(len(rows), size=cfg.pretrain.texts - n), rng.integers(2, size=n)
-        return {k: np.concatenate([x[at[0]], asked[k][at[1]]]) for k, x in texts.items()}
+        at = (rng.integers(len(seen), size=n[0]), rng.integers(2, size=n[1]),
+              rng.integers(len(rows), size=len(blind) - n[1]))
+        drawn = {k: np.concatenate([x[i] for x, i in zip(parts, at, strict=True)])
+                 for k in told for parts in [(portrayed[k], asked[k], told[k])]}
+        return {"seen": np.concatenate([seen[at[0]], blind]),
+                "shown": np.arange(cfg.pretrain.texts) < n[0], **drawn}
 
-    return _descend(lambda: Gemma(model, nnx.Rngs(0)),
-                    lambda decoder, batch: text_loss(decoder, **batch), batch,
+    return _descend(lambda: Reader(model, nnx.Rngs(0)),
+                    lambda reader, batch: text_loss(reader, **batch), batch,
                     cfg.pretrain.text_steps, cfg.pretrain.learning_rate)
 
 
-def _texts(rows: pd.DataFrame, tokenizer: Tokenizer, length: int) -> Batch:
-    return text.stack(text.pack(tokenizer, text.DESCRIBE, annotate.describe(row), length)
-                      for row in rows.to_dict("records"))
+def _texts(prompt: str, answers: Sequence[str], tokenizer: Tokenizer, length: int) -> Batch:
+    return text.stack(text.pack(tokenizer, prompt, answer, length) for answer in answers)
 
 
 def _descend(make: Callable, loss: Callable, batch: Callable, steps: int,
@@ -204,7 +256,7 @@ def _descend(make: Callable, loss: Callable, batch: Callable, steps: int,
 
 
 def load(path: Path, model: config.Model) -> dict[str, np.ndarray]:
-    """What a training starts from: the high-level encoder and the decoder without its adapters.
+    """What a training starts from: the high-level encoder, its projection, the decoder unadapted.
 
     A compared model takes those of them that it has. ValueError when a tensor is missing or has
     another shape.
@@ -247,8 +299,10 @@ def surprise(path: Path, rows: pd.DataFrame, trained: bool = True) -> float:
     """Nats per token of the rows' descriptions to the pretrained decoder, or to one that is new."""
     tensors, cfg, tokenizer = weights.read(path)
     model = dataclasses.replace(cfg.model, lora_rank=0)
-    graph, state = nnx.split(Gemma(model, nnx.Rngs(0)))
-    own = {k.removeprefix("decoder."): x for k, x in tensors.items() if trained}
-    texts = _texts(rows, tokenizer, cfg.train.max_text)
-    loss = jax.jit(lambda state: text_loss(nnx.merge(graph, state), **texts))
+    graph, state = nnx.split(Reader(model, nnx.Rngs(0)))
+    own = {k: x for k, x in tensors.items() if trained}
+    told = [annotate.describe(row) for row in rows.to_dict("records")]
+    texts = _texts(text.DESCRIBE, told, tokenizer, cfg.train.max_text)
+    unseen = jnp.zeros((len(told), 0, model.high.width)), jnp.zeros(len(told), bool)
+    loss = jax.jit(lambda state: text_loss(nnx.merge(graph, state), *unseen, **texts))
     return float(loss(weights.fill(state, own)))

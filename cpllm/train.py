@@ -393,6 +393,7 @@ def run(
     clips = config.clips(cfg, data)
     table = annotate.attach(manifests.read(clips / "manifest.csv"), clips / "descriptions.jsonl")
     rows = {s: table[table["split"] == s] for s in manifests.TRAINING}
+    rows["train"] = manifests.without(rows["train"], cfg.data.without)
     look = validation_look(_some_scenes(rows["validation"], cfg.train.select_scenes), clips)
     kept = records.checkpoints(data, run_id)
     if not resume:

@@ -94,6 +94,16 @@ def test_without_relighting_augmentation_only_moves_pixels():
         assert (found == before).all()
 
 
+def test_a_view_keeps_its_sky_above():
+    image = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None, None], (8, 8, 3))
+    for seed in range(20):
+        change = batches.augmentation(np.random.default_rng(seed), relight=False)
+        np.testing.assert_array_equal(change(image, upright=True), image)
+    sides = {change(image.swapaxes(0, 1), upright=True)[0, 0, 0] for change in (
+        batches.augmentation(np.random.default_rng(s), relight=False) for s in range(20))}
+    assert sides == {0, 7}
+
+
 def test_singles_are_originals_and_only_originals_count_in_the_regression(rows, store, tokenizer):
     q = set(np.float32(rows["proxy"][rows["role"] == "original"] / 100))
     for step in range(5):

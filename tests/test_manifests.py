@@ -282,6 +282,14 @@ def test_real_label_rows_are_read_whole(name, files, rows):
         table["source"][table["split"] == "validation"])
 
 
+def test_families_are_left_out_by_name_and_an_unknown_one_is_refused():
+    table = pd.DataFrame({"family": ["bokeh", "text", "bokeh"]})
+    assert manifests.without(table, ()) is table
+    assert manifests.without(table, ["bokeh"])["family"].tolist() == ["text"]
+    with pytest.raises(ValueError, match=r"data\.without: .*bokhe; known are bokeh, text"):
+        manifests.without(table, ["bokhe"])
+
+
 def test_training_and_scoring_read_both_kinds_of_manifest():
     made = pd.DataFrame({"video": ["a@crf31"], "proxy": [70.0]})
     brought = pd.DataFrame({"video": ["a"], "path": ["b/a.webm"], "mos": [4.0], "quality": [75.0]})

@@ -8,9 +8,10 @@ from flax import nnx
 from scipy.special import expit
 
 from cpllm import config, features, mesh, pipeline, pretrain, train
-from cpllm.data import manifests
+from cpllm.data import annotate, manifests, pictures, scenes, text, video, wide
 from cpllm.data.batches import PairBatches, frame_store, stored
 from cpllm.model import weights
+from cpllm.model.siglip import Siglip
 
 CFG = config.replace(
     config.smoke(), steps=2, warmup=0, batch=4,
@@ -19,6 +20,7 @@ CFG = config.replace(
         "model.low": config.VideoPrism(1, 0, 16, 16, 2, 16, 32),
         "model.decoder": config.Gemma(1, 16, 16, 2, 1, 8, 700), "model.predictor_hidden": 8,
         "pretrain.view_steps": 30, "pretrain.text_steps": 30, "pretrain.learning_rate": 1e-2,
+        "pretrain.pictures": 0,
     },
 )  # fmt: skip
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "dark": (20, 20, 20)}
@@ -99,6 +101,59 @@ def test_the_same_inputs_are_trained_on_once_and_others_anew(made, data, monkeyp
     assert pretrain.key(CFG, data) != made.stem
 
 
+def test_pictures_are_of_no_scene_that_is_judged_and_the_same_at_each_drawing():
+    data = config.Data(without=("bokeh",))
+    chosen = pictures.catalog(400, data)
+    others = {s.seed for s in (*scenes.catalog(data), *wide.catalog(
+        config.replace(config.pocket(), **{"data.wide_scenes": 240}).data))}
+    assert len({s.seed for s in chosen} - others) == 400
+    assert {s.family for s in chosen} == {"photo", *scenes.SEEN} - {"bokeh"}
+    assert {scenes.PHOTOS[s.source].split for s in chosen if s.family == "photo"} == {"train"}
+    once, rows = pictures.draw(12, 24, data)
+    assert once.shape == (12, 24, 24, 3) and rows["video"].is_unique
+    np.testing.assert_array_equal(once, pictures.draw(12, 24, data)[0])
+
+
+def test_many_pictures_are_drawn_by_processes_and_come_in_the_same_order():
+    many, rows = pictures.draw(100, 16, config.Data())
+    scene = pictures.catalog(100, config.Data())[70]
+    assert rows["content"][70] == scene.content
+    np.testing.assert_array_equal(many[70], video.resize(scenes.render(scene), 16)[0])
+
+
+def test_the_decoder_learns_what_the_frame_shows(data):
+    cfg = config.replace(CFG, **{"pretrain.view_steps": 60, "pretrain.text_steps": 300})
+    tensors, tokenizer, _ = pretrain.fit(cfg, data)
+    kinds = pd.DataFrame([{"video": "x", "content": f"a {name} wall", "style": "plain"}
+                          for name in COLOURS])
+    images = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in COLOURS.values()])
+    reader, high = (nnx.merge(graph, weights.fill(state, own)) for graph, state, own in (
+        (*nnx.split(pretrain.Reader(cfg.model, nnx.Rngs(0))), tensors),
+        (*nnx.split(Siglip(cfg.model, nnx.Rngs(0))),
+         {k.removeprefix("high."): x for k, x in tensors.items()})))
+    seen, texts = high(images), text.stack(
+        text.pack(tokenizer, text.DESCRIBE, annotate.portray(row), cfg.train.max_text)
+        for row in kinds.to_dict("records"))
+
+    def lost(order):  # of each kind's own words, by whose frame is shown
+        return [float(pretrain.text_loss(reader, seen[np.array([j])], jnp.array([True]),
+                                         **{k: x[[i]] for k, x in texts.items()}))
+                for i, j in enumerate(order)]
+
+    right, wrong = lost([0, 1, 2]), lost([1, 2, 0])
+    assert np.mean(right) < 0.9 * np.mean(wrong)
+
+
+def test_a_family_that_is_left_out_is_no_part_of_pretraining(data, monkeypatch):
+    cfg = config.replace(CFG, **{"data.without": ["made"]})
+    assert pretrain.key(cfg, data) != pretrain.key(CFG, data)
+    taught = []
+    monkeypatch.setattr(text, "train_tokenizer", lambda told, _: taught.append(told) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pretrain.fit(cfg, data)
+    assert taught == [[]]
+
+
 def test_another_shape_than_the_files_is_refused_by_name(made):
     other = config.replace(CFG, **{"model.decoder": config.Gemma(1, 24, 16, 2, 1, 8, 700)})
     with pytest.raises(ValueError, match=r"misshapen: .*decoder\.table"):
@@ -133,7 +188,7 @@ def test_cached_features_give_the_losses_that_pixels_give(made, batches, rows, d
     _, graph, state, frozen = started(made)
     model = nnx.merge(graph, state.params, frozen)
     folder = features.ensure(CFG, model.high, rows, frame_store(data, CFG))
-    monkeypatch.setattr("cpllm.data.batches.augmentation", lambda *_: lambda x: x)
+    monkeypatch.setattr("cpllm.data.batches.augmentation", lambda *_: lambda x, **_: x)
     pixels, cached = batches()[0], batches(features=folder)[0]
     assert pixels["view"].dtype == np.uint8 and cached["view"].shape[1:] == (4, 16)
     np.testing.assert_allclose(

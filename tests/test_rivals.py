@@ -186,12 +186,13 @@ def test_a_saved_rival_scores_the_same_within_0_and_100(kind, tmp_path):
 def test_a_rival_starts_from_the_pretrained_parts_that_it_has(tmp_path):
     shapes = weights.names(nnx.state(weights.shapes(SMOKE.model), nnx.Param))
     tensors = {k: np.ones(x.shape, np.float32) for k, x in shapes.items()
-               if k.split(".")[0] in ("high", "decoder")}
+               if k.split(".")[0] in pretrain.PARTS}
     weights.write(tmp_path / "p.safetensors", tensors, SMOKE, TOKENIZER)
     for kind in config.RIVALS:
         cfg = config.rival(SMOKE, kind)
         given = pretrain.load(tmp_path / "p.safetensors", cfg.model)
-        assert {k.split(".")[0] for k in given} == (set() if kind == "fast-vqa" else {"high"})
+        parts = {"fast-vqa": set(), "q-align": {"high", "project_high"}}.get(kind, {"high"})
+        assert {k.split(".")[0] for k in given} == parts
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():

@@ -6,7 +6,8 @@ The deterministic describer knows the built-in scenes; its words vary with the v
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -79,16 +80,23 @@ def describe(row: Mapping) -> str:
     """
     if "content" not in row:
         return row["description"]
+    return " ".join(_sentences(row))
+
+
+def portray(row: Mapping) -> str:
+    """The first two of `describe`'s sentences, content and style: `row` needs no label."""
+    if "content" not in row:
+        return ". ".join(row["description"].split(". ")[:2])
+    return " ".join(islice(_sentences(row), 2))
+
+
+def _sentences(row: Mapping) -> Iterator[str]:
     rng = np.random.default_rng(zlib.crc32(row["video"].encode()))
     content, style, quality = (
         forms[rng.integers(len(forms))] for forms in (CONTENT, STYLE, QUALITY)
     )
+    yield content.format(row["content"])
+    yield style.format(row["style"])
     judged, cause = word(row["proxy"]).lower(), fault(row)
     link = "despite" if row["proxy"] >= 60 else "because of"  # good despite, poor because of
-    return " ".join(
-        [
-            content.format(row["content"]),
-            style.format(row["style"]),
-            quality.format(judged, f" {link} {cause}" if cause else ""),
-        ]
-    )
+    yield quality.format(judged, f" {link} {cause}" if cause else "")

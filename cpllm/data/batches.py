@@ -230,29 +230,30 @@ class PairBatches:
                 *frame.shape[1:3], cfg.patch_size, k, jitter, cfg.align)
             patches, present = video.cut_patches(frame, cfg.patch_size, k, cells)
             view = (np.load(self.features[i])[at] if self.features
-                    else change(self.view(i, at)))
+                    else change(self.view(i, at), upright=True))
             out.append({"view": view, "patches": change(patches)[0], "present": present})
             if cfg.following:
                 half = (at + self.cfg.train.frames // 2) % self.cfg.train.frames
-                out[-1]["following"] = change(self.view(i, half))
+                out[-1]["following"] = change(self.view(i, half), upright=True)
         return out
 
 
-def _same(x: np.ndarray) -> np.ndarray:
+def _same(x: np.ndarray, upright: bool = False) -> np.ndarray:
     return x
 
 
 def augmentation(rng: np.random.Generator, relight: bool = True):
     """A random flip and transpose for square uint8 images, and if they may be `relight`, a channel
-    order, contrast and brightness, which round away what one level tells.
+    order, contrast and brightness, which round away what one level tells. What stays `upright` is
+    flipped from left to right alone: skies are above.
     """
     flip_h, flip_w, turn = rng.random(3) < 0.5
     channels, gain, bias = rng.permutation(3), rng.uniform(0.7, 1.3), rng.uniform(-20, 20)
     levels = np.clip((np.arange(256) - 128) * gain + 128 + bias, 0, 255).astype(np.uint8)
 
-    def change(x: np.ndarray) -> np.ndarray:
-        x = x.swapaxes(-3, -2) if turn else x
-        x = x[..., ::-1, :, :] if flip_h else x
+    def change(x: np.ndarray, upright: bool = False) -> np.ndarray:
+        x = x.swapaxes(-3, -2) if turn and not upright else x
+        x = x[..., ::-1, :, :] if flip_h and not upright else x
         x = x[..., ::-1, :] if flip_w else x
         return levels[x[..., channels]] if relight else x
 

@@ -130,6 +130,14 @@ def quality(table: pd.DataFrame) -> pd.Series:
     return table["proxy" if "proxy" in table else "quality"]
 
 
+def without(table: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
+    """The rows of other families; ValueError where one of these has no row."""
+    if unknown := set(families) - set(table.get("family", ())):
+        raise ValueError(f"data.without: no training scene is of family {', '.join(unknown)}; "
+                         f"known are {', '.join(sorted(set(table.get('family', ()))))}")
+    return table[~table["family"].isin(families)] if families else table
+
+
 def files(table: pd.DataFrame) -> pd.Series:
     """Where each row's clip lies below the manifest's root."""
     return table["path"] if "path" in table else table["video"] + ".mp4"

@@ -166,8 +166,7 @@ class MBVQA(Rival):
     neighbours at full rate; no rectifier is dropped at random in training. Off: the rectifiers see
     the view, as the base does.
 
-    The pyramid is of normalised patches, as what the others' low-level tower sees: .44 against .39
-    on plain ones (validation SRCC of 140 clips after 80 steps, one seed).
+    The tower sees of each band what it sees of the others' patches: spectra, or normalised pixels.
     """
 
     inputs = (*Rival.inputs, "following")
@@ -198,8 +197,8 @@ class MBVQA(Rival):
 
     def _space(self, patches: Array, present: Array) -> Array:
         b, k, p = patches.shape[:3]
-        bands = pyramid(self.low.texture(patches.reshape(b * k, p, p, 3)))
-        tokens = [self.low.images(band) for band in bands]
+        bands = pyramid(patches.reshape(b * k, p, p, 3).astype(jnp.float32))
+        tokens = [self.low.images(self.low.texture(band)) for band in bands]
         x = jnp.concatenate(tokens, 1)
         x, counted = x.reshape(b, -1, x.shape[-1]), jnp.repeat(present, x.shape[1], 1)
         return self.spatial(x, counted)
@@ -256,20 +255,22 @@ class QAlign(Rival):
     abstractor and LLaMA; the question, the same for all, is one token; a video is the mean of its
     frames. Off: the decoder's last state gives a number, by L1 and L2.
 
-    Where the low-level tower of the others sees normalised frames, so does this one's encoder. It
-    still learns slowly at pocket size. On plain frames the table's 200 steps reached a validation
-    SRCC of .08 to .10, with a cross-entropy of 1.52 where guessing by frequency has 1.48. Measured
-    since on 399 training and 140 validation clips, one seed: statistics of the same 192-pixel views
-    made by hand give .58 by a forest (.64 on native patches), so the views hold it; on normalised
-    frames 120 steps of words gave −.04, a number in their place .15 after 75, MBVQA on native
-    patches .44 after 80. So a tower on a resized view takes more than these steps, and words more
-    than a number. More steps or pixels for this row alone would not be the same recipe.
+    Where the low-level tower of the others sees normalised frames or, which a resized view
+    doesn't hold, spectra of coded blocks, this one's encoder sees normalised frames. It still
+    learns slowly at pocket size. On plain frames the table's 200 steps reached a validation SRCC
+    of .08 to .10, with a cross-entropy of 1.52 where guessing by frequency has 1.48. Measured
+    since on 399 training and 140 validation clips, one seed: statistics of the same 192-pixel
+    views made by hand give .58 by a forest (.64 on native patches), so the views hold it; on
+    normalised frames 120 steps of words gave −.04, a number in their place .15 after 75, MBVQA on
+    native patches .44 after 80. So a tower on a resized view takes more than these steps, and
+    words more than a number. More steps or pixels for this row alone would not be the same
+    recipe.
     """
 
     inputs = ("view",)
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
-        self.mechanism, self.local_norm = model.mechanism, model.local_norm
+        self.mechanism, self.normalised = model.mechanism, model.local_norm or model.spectrum
         layers = 2 * model.decoder.layers + model.low.layers
         shape = dataclasses.replace(model.decoder, layers=layers, vocab=LEVELS + 1)
         self.high = Siglip(model, rngs)
@@ -279,7 +280,7 @@ class QAlign(Rival):
 
     def see(self, view: Array) -> tuple[Array]:
         """Logits of the words, float32[B,LEVELS]; without mechanism a number's, float32[B,1]."""
-        if self.local_norm:
+        if self.normalised:
             view = 127.5 * (1 + local_normalise(view.astype(jnp.float32) / 255))
         u = self.project_high(self.high(view))
         ask = self.reader.embed(jnp.full((len(u), 1), LEVELS))

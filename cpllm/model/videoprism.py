@@ -132,7 +132,7 @@ class VideoPrism(nnx.Module):
         return self.over_time(x, present) if self.as_clip else x
 
     def texture(self, x: Array) -> Array:
-        """uint8[B,H,W,3] → float[B,H,W,3]: in [0, 1], spectra, or normalised, by configuration."""
+        """[B,H,W,3] in 0–255 → float[B,H,W,3]: in [0, 1], spectra, or normalised, as configured."""
         x = x.astype(jnp.float32) / 255
         if self.spectrum:
             return spectrum(x)
