@@ -136,7 +136,7 @@ def key(cfg: config.Config, data: Path) -> str:
     package = Path(__file__).parent
     made_of = {
         "model": [dataclasses.asdict(part) for part in (cfg.model.high, cfg.model.decoder)],
-        "input": [cfg.train.max_text, frame_store(data, cfg).name],
+        "input": [cfg.train.max_text, frame_store(data, _plain(cfg)).name],
         "pretrain": dataclasses.asdict(cfg.pretrain),
         "manifest": manifests.sha256(data / "manifest.csv", ["train"]),
         "without": cfg.data.without,
@@ -162,9 +162,15 @@ def fit(cfg: config.Config, data: Path) -> tuple[dict[str, np.ndarray], Tokenize
     return tensors, tokenizer, pd.DataFrame(log, columns=["part", "step", "loss"])
 
 
+def _plain(cfg: config.Config) -> config.Config:
+    """With frames as coded: what the encoder gets has one size anyway, and all share one result."""
+    return config.replace(cfg, **{"video.enlarge": False})
+
+
 def _images(cfg: config.Config, rows: pd.DataFrame, data: Path) -> tuple[np.ndarray, pd.DataFrame]:
     """uint8[N,S,S,3] and a row of words for each: every kept frame of `rows`, and pictures."""
-    store, size = frame_store(data, cfg), cfg.model.high.image
+    cfg, size = _plain(cfg), cfg.model.high.image
+    store = frame_store(data, cfg)
     store_frames(rows, data, store, cfg)
     frames = views(rows, store, size)
     images, table = np.concatenate(frames), rows.loc[rows.index.repeat(frames.shape[1])]
