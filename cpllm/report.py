@@ -329,15 +329,19 @@ def _state(results: Path, profile: str, name: str) -> str:
     if "model" not in records.read_json(folder / "config.json"):
         return grid.DONE  # nothing was trained
     if run := _planned(results.resolve().parent, profile).get(name):
-        known = None if run.cfg.data.wide_scenes else _committed(profile)  # wide clips are not kept
-        return grid.status(run, folder, known)
+        return grid.status(run, folder, trained_on(profile, bool(run.cfg.data.wide_scenes)))
     made = records.read_json(folder / "provenance.json").get("code_sha256")
     return grid.DONE if made == records.code_sha256() else grid.OLDER
 
 
 @cache
-def _committed(profile: str) -> str | None:
-    """The hash of the committed clips that runs are trained on and chosen by."""
+def trained_on(profile: str, wide: bool = False) -> str | None:
+    """The hash of the committed clips that runs are trained on and chosen by, where some are.
+
+    Those of a run on `wide` scenes are not committed.
+    """
+    if wide:
+        return None
     rows = ladder.read_committed(ladder.COMMITTED / profile, manifests.TRAINING).reset_index()
     return manifests.sha256(rows, manifests.TRAINING) if len(rows) else None
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from cpllm import claims, config, exhibits, infer, judge, records, report, sweep
-from cpllm.data import ladder, manifests, scenes
+from cpllm.data import ladder, scenes
 
 TOLERANCE = 0.05
 """Points of 100 of a golden score: sums on other processors differ by 1e-5, encoders by more."""
@@ -72,24 +72,18 @@ def _notebooks(profile: str, results: Path) -> Iterator[str]:
 
 def _runs(profile: str, results: Path) -> Iterator[str]:
     """Runs trained on other rows than the committed ones, or without what makes them up."""
-    home, known = results / profile, ladder.read_committed(ladder.COMMITTED / profile)
-    data = manifests.sha256(known.reset_index(), manifests.TRAINING) if len(known) else None
+    home = results / profile
     videos = set(pd.read_csv(home / "videos.csv")["video"])
     for run in sorted((home / "runs").iterdir()):
-        made = records.read_json(run / "provenance.json")
+        made, cfg = (records.read_json(run / f"{n}.json") for n in ("provenance", "config"))
+        data = report.trained_on(profile, bool(cfg.get("data", {}).get("wide_scenes")))
         if lacking := [n for n in ("config.json", "provenance.json", "predictions.csv")
                        if not (run / n).exists()]:
             yield f"{run.name}: {', '.join(lacking)} missing"
-        elif (run / "metrics.json").exists() and data not in (None, made["manifest_sha256"]) \
-                and not _wide(run):
+        elif (run / "metrics.json").exists() and data not in (None, made["manifest_sha256"]):
             yield f"{run.name}: trained on other rows than data_manifests/{profile} holds"
         elif strange := set(pd.read_csv(run / "predictions.csv")["video"]) - videos:
             yield f"{run.name}: predictions of {len(strange)} videos that videos.csv lacks"
-
-
-def _wide(run: Path) -> bool:
-    """Whether a run trained on wide clips, whose rows are not committed."""
-    return bool(records.read_json(run / "config.json").get("data", {}).get("wide_scenes"))
 
 
 def _tables(profile: str, results: Path) -> Iterator[str]:

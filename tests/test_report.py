@@ -199,7 +199,7 @@ def test_a_run_of_other_settings_than_its_grid_s_is_named_changed(filled, monkey
     runs = {f"default-s{i}": config.replace(config.smoke(), seed=i) for i in (0, 1)}
     planned = {name: grid.Run(name, {}, cfg) for name, cfg in runs.items()}
     monkeypatch.setattr(report, "_planned", lambda *_: planned)
-    monkeypatch.setattr(report, "_committed", lambda _: None)
+    monkeypatch.setattr(report, "trained_on", lambda *_: None)
     for steps, status in (config.smoke().train.steps, "ok"), (1, "changed"):
         for name, cfg in runs.items():
             folder = filled / "smoke" / "runs" / name
