@@ -151,8 +151,12 @@ def runs_table(profile: str) -> str:
 
 def versions_table(profile: str) -> str:
     """Direct dependencies as the lock fixes them, beside those that made the chapters."""
-    fixed = dict(re.findall(r"^([\w.-]+)(?:\[.*?\])?==(\S+)",
-                            (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    fixed: dict[str, list[str]] = {}
+    for name, version, since in re.findall(
+            r"^([\w.-]+)(?:\[.*?\])?==(\S+)(?: ; python_full_version (\S+ '[\d.]+'))?",
+            (ROOT / "requirements.lock").read_text(), re.MULTILINE):
+        only = since.replace("'", "").replace(">=", "≥")
+        fixed.setdefault(name, []).append(f"{version} (Python {only})" if only else version)
     found: dict[str, set[str]] = {}
     for path in [executed(n, profile) for n in NOTEBOOKS if executed(n, profile).exists()]:
         for name, version in read(path)["metadata"].get("cpllm", {}).get("versions", {}).items():
@@ -161,7 +165,8 @@ def versions_table(profile: str) -> str:
         for name, version in json.loads(path.read_text()).get("versions", {}).items():
             found.setdefault(name, set()).add(version)
     return table(["Package", "Locked", "Executed with"], [
-        [name, fixed.get(name, "–"), ", ".join(sorted(found.get(name, ()))) or "not recorded"]
+        [name, ", ".join(fixed.get(name, "–")),
+         ", ".join(sorted(found.get(name, ()))) or "not recorded"]
         for name in ("python", *SHOWN)])
 
 
