@@ -24,6 +24,10 @@ CRFS = {"h264": tuple(range(15, 52, 4)), "hevc": tuple(range(15, 52, 4)),
         "vp9": tuple(range(15, 64, 6)), "av1": tuple(range(15, 64, 6))}
 """By default, coarser than a training ladder's; 51 and 63 are the codecs' last."""
 
+NOTICED = 6.0
+"""Points of VMAF that three of four viewers notice (Ozer 2017, "Finding the Just Noticeable
+Difference with Netflix VMAF")."""
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -42,14 +46,14 @@ class Curve:
     codec: str
     preset: str
     rungs: tuple[Rung, ...]
-    step: float | None  # points: `card.Card.step`; None where the weights carry no card
+    step: float | None  # points; None where the weights carry no card
 
     @property
     def knee(self) -> int | None:
         """Where quality starts to fall: the highest CRF before any score is a step below the first.
 
-        Two encodes of a source that are less than a step apart are ordered as the truth orders them
-        in fewer than 9 of 10 validation pairs: up to here the model can tell of no loss. None
+        A step is what viewers notice, or what the model can tell apart where that is more: the
+        difference from which on it orders 9 of 10 validation pairs of a source rightly. None
         where the step isn't known.
         """
         if self.step is None:
@@ -82,6 +86,7 @@ class Curve:
     def draw(self) -> Figure:
         """Score against CRF and against bitrate, with intervals and the knee."""
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
         figure = Figure((9, 3.6), layout="constrained")
         scores = [r.score.score for r in self.rungs]
@@ -99,6 +104,8 @@ class Curve:
             ax.grid(alpha=0.3)
             if name == "kbit/s":
                 ax.set_xscale("log")
+                ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)),
+                             major_formatter=ScalarFormatter(), minor_locator=NullLocator())
             else:
                 ax.set_ylabel("quality, 0–100")
         figure.suptitle(f"{Path(self.path).name}: {self.codec} {self.preset}")
@@ -133,7 +140,7 @@ def climb(judge: Judge, path: str | Path, crfs: Sequence[int] = (), codec: str =
                 raise score
             kbps = file.stat().st_size * 8 * (probe.fps or 25) / n / 1000
             rungs.append(Rung(crf, kbps, replace(score, path=file.name)))
-    step = judge.card.step if judge.card else None
+    step = max(judge.card.step, NOTICED) if judge.card else None
     return Curve(str(path), codec, preset, tuple(rungs), step)
 
 

@@ -223,16 +223,22 @@ def effects(leads: pd.DataFrame, metrics_: tuple[str, ...], labels: pd.Series) -
 
 
 def scatter(table: pd.DataFrame) -> plt.Figure:
-    """Flip rate against SRCC with their intervals, a point for every system that has both."""
+    """Flip rate against SRCC with their intervals, a point for every system that has both.
+
+    Names stand to the right in the order of flip rates, joined to points that lie close together.
+    """
     wide = table[table.status != "paper"].pivot(index="system", columns="metric")
+    wide = wide.dropna(subset=[("value", "SRCC"), ("value", "FR")]).sort_values(("value", "FR"))
     with plt.rc_context(report.style()):
         figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
-        for system, row in wide.dropna(subset=[("value", "SRCC"), ("value", "FR")]).iterrows():
+        heights = (np.arange(len(wide)) + 0.5) / len(wide)
+        for (system, row), height in zip(wide.iterrows(), heights, strict=True):
             x, y = row["value", "SRCC"], row["value", "FR"]
             axis.plot([row["ci_low", "SRCC"], row["ci_high", "SRCC"]], [y, y], color="0.8", lw=1)
             axis.plot([x, x], [row["ci_low", "FR"], row["ci_high", "FR"]], color="0.8", lw=1)
             axis.plot(x, y, "o", color="C1" if system in report.BASELINES else "C0")
-            axis.annotate(system, (x, y), (4, 3), textcoords="offset points", fontsize="small")
+            axis.annotate(system, (x, y), (1.06, height), textcoords="axes fraction", va="center",
+                          fontsize="small", arrowprops={"arrowstyle": "-", "color": "0.7"})
         axis.set(xlabel="SRCC with the FR-proxy, uploads", ylabel="flip rate, all pairs",
                  title=f"Flip rate and SRCC, {table.attrs['profile']} profile")
     plt.close(figure)
