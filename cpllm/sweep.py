@@ -186,11 +186,20 @@ def up_to_date(
 
 
 def current(book: Notebook, profile: str, root: Path = ROOT) -> bool:
-    """Whether a profile's executed notebook is made of today's source and inputs."""
+    """Whether a profile's executed notebook is made of today's source and inputs.
+
+    One that trained a run is so while the run's record is of its commit: a later training isn't
+    this notebook's.
+    """
     name = f"{book.name}.ipynb"
     made = read(root / "results" / profile / "notebooks" / name)["metadata"].get("cpllm", {})
+    given = made.get("parameters", {})
+    if run := given.get("run_id"):
+        folder = records.run_folder(root / "results", profile, run)
+        if records.read_json(folder / "provenance.json").get("commit") != made.get("commit"):
+            return False
     return made.get("fingerprint") == fingerprint(
-        root / "notebooks" / name, made.get("parameters", {}), _files(book.inputs, profile, root))
+        root / "notebooks" / name, given, _files(book.inputs, profile, root))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from cpllm import sweep
+from cpllm import records, sweep
 
 PARAMETERS = 'profile = "smoke"\nseed = 0'
 
@@ -129,6 +129,20 @@ def test_failure_names_the_cell_and_leaves_no_final_file(tmp_path):
         sweep.run_notebook(source, output, {"seed": 1})
     assert [p.name for p in output.parent.iterdir()] == ["a.failed.ipynb"]
     assert "before" in (output.parent / "a.failed.ipynb").read_text()
+
+
+def test_a_training_chapter_is_current_while_its_run_is_the_one_it_trained(tmp_path):
+    source, given = write(tmp_path / "notebooks" / "20_train.ipynb", "1"), {"run_id": "default-s0"}
+    notebook = nbformat.read(source, as_version=4)
+    notebook.metadata["cpllm"] = {"commit": "abc", "parameters": given,
+                                  "fingerprint": sweep.fingerprint(source, given, ())}
+    home = tmp_path / "results" / "pocket"
+    (home / "notebooks").mkdir(parents=True)
+    nbformat.write(notebook, home / "notebooks" / source.name)
+    record = home / "runs" / "default-s0" / "provenance.json"
+    for commit, holds in (("abc", True), ("def", False)):
+        records.write_json(record, {"commit": commit})
+        assert sweep.current(sweep.NOTEBOOKS["20_train"], "pocket", tmp_path) is holds
 
 
 @pytest.fixture
