@@ -120,7 +120,9 @@ def train_grids(
     failed = {}
     if again:
         _prepare(profile, [runs[name].cfg for name in again])
-        failed = grid.execute([runs[n] for n in again], profile, sweep.ROOT, workers, scheduler)
+        longest = table.sort_values("seconds", ascending=False, kind="stable")["run"]
+        failed = grid.execute([runs[name] for name in longest if name in again], profile,
+                              sweep.ROOT, workers, scheduler)  # none of them last and alone
         _ship(profile, {*again} - {*failed})
     if score:
         score_runs(profile, again=False)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from scipy import ndimage
 
-from cpllm import baselines, calibrate, card, config, pipeline, records, report, sweep
+from cpllm import baselines, calibrate, card, config, grid, pipeline, records, report, sweep
 from cpllm.data import ladder, manifests, text
 from cpllm.infer import Scorer
 from cpllm.model.cpllm import CPLLM
@@ -129,6 +129,20 @@ def test_the_packages_weights_get_a_card_from_their_predictions_once(place, monk
 
 TIMED = ["80_benchmark_towers", "81_benchmark_encodes", "82_benchmark_batches",
          "83_benchmark_step", "84_benchmark_bootstrap", "85_count_flops", "86_benchmark_score"]
+
+
+def test_the_longest_runs_are_trained_first(place, monkeypatch):
+    runs = [grid.Run(f"a-s{seed}", {}, config.preset("smoke")) for seed in range(3)]
+    plan = pd.DataFrame({"run": [r.run_id for r in runs], "status": grid.MISSING,
+                         "seconds": [9.0, np.nan, 30.0]})
+    order = []
+    monkeypatch.setattr(grid, "read", lambda *_: runs)
+    monkeypatch.setattr(grid, "plan", lambda *_: plan)
+    monkeypatch.setattr(pipeline, "_prepare", lambda *_: None)
+    monkeypatch.setattr(grid, "execute",
+                        lambda runs, *_: order.extend(r.run_id for r in runs) or {})
+    pipeline.train_grids("smoke", ["a"], score=False)
+    assert order == ["a-s2", "a-s0", "a-s1"]
 
 
 def test_reproduce_leaves_benchmarks_alone():
