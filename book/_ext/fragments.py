@@ -87,7 +87,7 @@ def claims_table(profile: str) -> str:
     if not rows:
         return f"Not run: `make reproduce PROFILE={profile}` judges them.\n"
     ours = Counter(r["at_profile"].partition(":")[0] for r in rows)
-    said = ", ".join(f"{ours[v]} {v}" for v in VERDICTS if ours[v])
+    said = ", ".join(f"{v} {ours[v]}" for v in VERDICTS if ours[v])
     held = sum(r["in_paper"] == "holds" for r in rows)
     return table(["Exhibit", "Claim", "In the paper", f"Here ({profile})"], [
         [r["exhibit"], r["claim"], r["in_paper"], r["at_profile"]] for r in rows], (
