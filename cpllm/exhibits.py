@@ -189,17 +189,23 @@ def changes(profile: str, results: Path | str = "results",
             reference: str = REFERENCE) -> pd.Series:
     """In what each system's recorded configuration differs from the reference's, in words.
 
-    "another recipe" where it differs in more than six fields.
+    Of another kind of model only whether it has its mechanism; "another recipe" where more than
+    six fields differ.
     """
     runs = sorted((Path(results) / profile / "runs").glob("*/config.json"))
     flat = {p.parent.name.rpartition("-s")[0]: pd.json_normalize(records.read_json(p)).iloc[0]
             for p in reversed(runs)}
     base = flat.get(reference, pd.Series(dtype=object)).drop("train.seed", errors="ignore")
-    found = {system: [f"{key.rpartition('.')[2]} {values.get(key)}" for key in base.index
-                      if str(values.get(key)) != str(base[key])]
-             for system, values in flat.items() if "model.dtype" in values}
-    return pd.Series({system: ", ".join(words) if len(words) <= 6 else "another recipe"
-                      for system, words in found.items()}, dtype=object)
+
+    def told(values: pd.Series) -> str:
+        if values.get("model.kind") != base.get("model.kind"):
+            return "mechanism" if values["model.mechanism"] else "without its mechanism"
+        words = [f"{key.rpartition('.')[2]} {values.get(key)}" for key in base.index
+                 if str(values.get(key)) != str(base[key])]
+        return ", ".join(words) if len(words) <= 6 else "another recipe"
+
+    return pd.Series({system: told(values) for system, values in flat.items()
+                      if "model.dtype" in values}, dtype=object)
 
 
 def effects(leads: pd.DataFrame, metrics_: tuple[str, ...], labels: pd.Series) -> plt.Figure:

@@ -176,6 +176,15 @@ def test_a_change_is_named_from_the_recorded_configuration(results):
         "cpllm": "", "fast-vqa": "", "single": "weights [0, 1, 1]"}
 
 
+def test_of_another_kind_of_model_only_its_mechanism_is_named(results, tmp_path):
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
+    for run in tmp_path.glob("smoke/runs/fast-vqa-s*/config.json"):
+        made = records.read_json(run)
+        made["model"] |= {"kind": "fast-vqa", "mechanism": False, "high_finetune": "all"}
+        records.write_json(run, made)
+    assert exhibits.changes("smoke", tmp_path)["fast-vqa"] == "without its mechanism"
+
+
 def test_codecs_are_judged_on_scenes_that_all_of_them_encoded(results):
     table = exhibits.codecs("smoke", results, 20)
     ours = cells(table, "single")
