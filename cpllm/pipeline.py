@@ -463,8 +463,9 @@ def benchmark(profile: str, names: Sequence[str] = ()) -> None:
         raise ValueError(f"benchmark: expected some of {', '.join(known)}; got {min(unknown)!r}")
     for name in (known[short] for short in names or known):
         source = sweep.ROOT / "notebooks" / f"{name}.ipynb"
+        inputs = sweep.files(sweep.NOTEBOOKS[name].inputs, profile, sweep.ROOT)
         sweep.run_notebook(
-            source, RESULTS / profile / "notebooks" / source.name, {"profile": profile})
+            source, RESULTS / profile / "notebooks" / source.name, {"profile": profile}, inputs)
         console.print(f"{name}: done", highlight=False)
 
 

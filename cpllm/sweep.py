@@ -199,7 +199,7 @@ def current(book: Notebook, profile: str, root: Path = ROOT) -> bool:
         if records.read_json(folder / "provenance.json").get("commit") != made.get("commit"):
             return False
     return made.get("fingerprint") == fingerprint(
-        root / "notebooks" / name, given, _files(book.inputs, profile, root))
+        root / "notebooks" / name, given, files(book.inputs, profile, root))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -342,7 +342,7 @@ def _redo_notebooks(
         source = root / "notebooks" / f"{book.name}.ipynb"
         output = root / "results" / profile / "notebooks" / source.name
         parameters = {"profile": profile, **book.parameters}
-        inputs = _files(book.inputs, profile, root)
+        inputs = files(book.inputs, profile, root)
         anyway = fresh or (worked and any(glob.startswith("results/") for glob in book.inputs))
         kept = not anyway and up_to_date(output, source, parameters, inputs)
         if kept:
@@ -373,8 +373,8 @@ def _duration(output: Path) -> float:
 
 def _redo_step(step: Step, profile: str, fresh: bool, root: Path) -> bool:
     stamp = root / ".cache" / "reproduce" / profile / (step.name.replace(" ", "-") + ".sha256")
-    there = all(_files((glob,), profile, root) for glob in step.outputs)
-    before = fingerprint(None, {"step": step.name}, _files(step.inputs, profile, root))
+    there = all(files((glob,), profile, root) for glob in step.outputs)
+    before = fingerprint(None, {"step": step.name}, files(step.inputs, profile, root))
     known = stamp.exists() and stamp.read_text() == before
     if there and not fresh and (step.once or known):
         console.print(f"{step.name}: up to date", highlight=False)
@@ -386,7 +386,8 @@ def _redo_step(step: Step, profile: str, fresh: bool, root: Path) -> bool:
     return True
 
 
-def _files(globs: Iterable[str], profile: str, root: Path) -> list[Path]:
+def files(globs: Iterable[str], profile: str, root: Path) -> list[Path]:
+    """What a notebook's or a step's globs match, in order."""
     found = {p for g in globs for p in root.glob(g.format(profile=profile)) if p.is_file()}
     return sorted(found)
 
@@ -491,8 +492,8 @@ def _reason(error: Exception) -> str:
 
 def _data_hash(profile: str | None) -> str | None:
     """Over the committed manifests of a profile; None where it has none."""
-    files = _files(("data_manifests/{profile}/*.csv",), profile or "-", ROOT)
-    return fingerprint(None, {}, files) if files else None
+    known = files(("data_manifests/{profile}/*.csv",), profile or "-", ROOT)
+    return fingerprint(None, {}, known) if known else None
 
 
 def _source_hash(source: Path) -> str:

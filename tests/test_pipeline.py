@@ -156,9 +156,10 @@ def test_benchmark_runs_what_is_timed_and_no_other(place, monkeypatch):
     pipeline.benchmark("smoke", ["encodes"])
     home = place / "results" / "smoke" / "notebooks"
     assert ran == [(sweep.ROOT / "notebooks" / f"{TIMED[1]}.ipynb", home / f"{TIMED[1]}.ipynb",
-                    {"profile": "smoke"})]
+                    {"profile": "smoke"}, [])]
     pipeline.benchmark("smoke")
     assert [source.stem for source, *_ in ran[1:]] == TIMED
+    assert {p.name for p in ran[-1][3]} == {"pocket.json", "pocket.safetensors"}  # of the score
     with pytest.raises(ValueError, match=r"towers, encodes, .*; got 'encoders'"):
         pipeline.benchmark("smoke", ["encoders"])
 
