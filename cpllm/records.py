@@ -21,7 +21,9 @@ import pandas as pd
 from cpllm.data import manifests
 
 ROOT = Path(__file__).parent.parent
-VERSIONS = ("jax", "flax", "optax", "numpy", "scipy", "av", "scikit-image", "scikit-learn", "cpllm")
+VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "safetensors",
+            "numpy", "scipy", "pandas", "av", "pillow", "scikit-image", "scikit-learn", "cpllm")
+"""Of what may move a number: arrays, steps, batches, tokens, frames and photographs."""
 
 
 def git_state() -> tuple[str, bool]:

@@ -98,8 +98,8 @@ def forward(
     members = [batch["first"], batch["second"]]
 
     def pick(x: Array, index: Array) -> Array:  # within a group, so that no device asks another
-        grouped = x.reshape(groups, -1, *x.shape[1:]), index.reshape(groups, -1)
-        return jax.vmap(lambda x, i: x[i])(*grouped).reshape(-1, *x.shape[1:])
+        grouped = x.reshape(groups, len(x) // groups, *x.shape[1:]), index.reshape(groups, -1)
+        return jax.vmap(lambda x, i: x[i])(*grouped).reshape(len(index), *x.shape[1:])
 
     q_hat = model.score(*features)
     seen = [tuple(pick(x, i) for x in features) for i in members]

@@ -226,6 +226,11 @@ def test_descriptions_reach_training_rows(server, place):
     assert annotate.describe(rows[0]) == " ".join(TEXT.split())
 
 
+def test_a_brought_description_is_captioned_by_its_first_two_sentences():
+    told = {"description": "A dog runs. It is filmed by hand. The quality is good."}
+    assert annotate.caption(told) == annotate.portray(told) == "A dog runs. It is filmed by hand"
+
+
 def test_a_missing_clip_costs_nothing(server, place):
     (place / "c1.mp4").unlink()
     assert run(place, "--yes") == 1

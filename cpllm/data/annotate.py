@@ -71,7 +71,7 @@ def caption(row: Mapping) -> str:
     """What a manifest row's video shows and its style, without a word on quality."""
     if "content" in row:
         return f"{row['content']}, {row['style']}"
-    return " ".join(row["description"].split(". ")[:2])
+    return portray(row)
 
 
 def describe(row: Mapping) -> str:
