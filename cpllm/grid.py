@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from math import prod
@@ -53,7 +53,8 @@ class Grid:
 
     rows: name → flat changes for `configure`; axes: every combination of their values makes a row
     out of each row; include: grids whose rows come first; only: the rows that a profile trains,
-    where that is not all of them; profiles: what every row changes at a profile.
+    where that is not all of them; profiles: what every row changes at a profile; sets: those that
+    its runs are scored on, where that is not every one.
     """
 
     about: str
@@ -63,15 +64,17 @@ class Grid:
     include: tuple[str, ...] = ()
     only: dict[str, list[str]] = field(default_factory=dict)
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its name, what the notebook is told, and what that makes."""
+    """One training run: its name, what the notebook is told, what that makes, its grid's sets."""
 
     run_id: str
     parameters: dict[str, Any]
     cfg: config.Config
+    sets: tuple[str, ...] = ()
 
 
 def configure(profile: str, recipe: str, seed: int, changes: dict[str, Any]) -> config.Config:
@@ -99,8 +102,8 @@ def read(name: str, profile: str, root: Path) -> list[Run]:
         chosen = grid.only.get(profile, list(rows))
         if unknown := set(chosen) - set(rows):
             raise ValueError(f"only: no row {', '.join(sorted(unknown))}")
-        return runs + [_run(row, *rows[row], seed, profile) for row in chosen
-                       for seed in config.preset(profile).seeds]
+        return runs + [replace(_run(row, *rows[row], seed, profile), sets=grid.sets)
+                       for row in chosen for seed in config.preset(profile).seeds]
     except GridError:
         raise
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -212,11 +215,15 @@ def show(table: pd.DataFrame, again: Sequence[str], workers: int) -> None:
     console.print(f"{len(again)} of {len(table)} runs to train: {cost if again else 'nothing'}")
 
 
+def names(root: Path) -> list[str]:
+    """The grids that there are."""
+    return sorted(path.stem for path in (root / "notebooks" / "sweeps").glob("*.yaml"))
+
+
 def _load(name: str, root: Path) -> Grid:
     path = root / "notebooks" / "sweeps" / f"{name}.yaml"
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise GridError(f"no grid {name}; known are {known}")
+        raise GridError(f"no grid {name}; known are {', '.join(names(root))}")
     return config.from_dict(yaml.safe_load(path.read_text()), Grid, "grid")
 
 

@@ -20,9 +20,10 @@ from rich.progress import track
 
 from cpllm import answers, atomic, baselines, card, config, grid, records, sweep
 from cpllm.data import ladder, manifests, video
-from cpllm.data.batches import Batch, frame_store, model_inputs, store_frames
+from cpllm.data.batches import frame_store, model_inputs, store_frames
 
-if TYPE_CHECKING:  # it imports JAX
+if TYPE_CHECKING:  # they import JAX
+    from cpllm.infer import Scorer
     from cpllm.judge import Judge
 
 DATA, RESULTS = sweep.ROOT / "data", sweep.ROOT / "results"
@@ -195,24 +196,18 @@ def score_runs(profile: str, again: bool = True) -> None:
         return
     scorers = {run_id: load(path) for run_id, path in weights.items()}
     measures = _measures(profile, table)
-    columns = {name: [] for name in (*scorers, *(f"{b}-s0" for b in measures))}
-    watch = partial(_watch, folder=DATA / profile, m=preset(profile).video.key_frames,
-                    measures=measures, views={scorer.cfg.video for scorer in scorers.values()})
-
-    def judge(row: dict) -> dict[str, float]:
-        inputs, trivial = watch(row)
-        scores = {run_id: scorer.frame_scores(inputs[scorer.cfg.video]).mean(dtype=np.float64)
-                  for run_id, scorer in scorers.items()}
-        return scores | {f"{name}-s0": value for name, value in trivial.items()}
-
+    scores = {name: {} for name in (*scorers, *(f"{b}-s0" for b in measures))}
+    judge = partial(_judge, folder=DATA / profile, m=preset(profile).video.key_frames,
+                    measures=measures, scorers=scorers, sets=_sets(profile))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         judged = ahead(pool, judge, table.to_dict("records"))
-        for found in track(judged, "scoring videos", len(table), console=console):
-            for name, value in found.items():
-                columns[name].append(value)
+        judged = track(judged, "scoring videos", len(table), console=console)
+        for name, found in zip(table["video"], judged, strict=True):
+            for run_id, value in found.items():
+                scores[run_id][name] = value
     known = _record(profile, "videos.csv", manifests.prediction_rows(table))
-    for run_id, predictions in columns.items():
-        scored = table[["video"]].assign(prediction=predictions)
+    for run_id, found in scores.items():
+        scored = pd.DataFrame(found.items(), columns=["video", "prediction"])
         _record(profile, f"runs/{run_id}/predictions.csv", scored, known)
     for name in measures:
         folder = records.run_folder(RESULTS, profile, f"{name}-s0")
@@ -222,8 +217,7 @@ def score_runs(profile: str, again: bool = True) -> None:
             folder / "provenance.json", records.provenance(start, 0, manifests.sha256(manifest))
         )
     if (run_id := next(iter(run_ids(profile)))) in scorers:
-        scores = dict(zip(table["video"], columns[run_id], strict=True))
-        _repeat(profile, weights[run_id], scores)
+        _repeat(profile, weights[run_id], scores[run_id])
 
 
 def _weights(profile: str, again: bool = True, only: Iterable[str] = ()) -> dict[str, Path]:
@@ -354,16 +348,28 @@ def _fits(profile: str) -> dict[str, pd.DataFrame]:
     return {name: pd.read_csv(file) for name, file in files.items() if file.exists()}
 
 
-def _watch(
+def _sets(profile: str) -> dict[str, tuple[str, ...]]:
+    """The sets that runs are scored on, where their grid has not all."""
+    runs = (run for name in grid.names(sweep.ROOT) for run in grid.read(name, profile, sweep.ROOT))
+    return {run.run_id: run.sets for run in runs if run.sets}
+
+
+def _judge(
     row: dict, folder: Path, m: int, measures: dict[str, baselines.Measure],
-    views: set[config.Video],
-) -> tuple[dict[config.Video, Batch], dict[str, float]]:
-    """What models of these `views` see of a video, and the trivial baselines of M key frames."""
-    path = folder / f"{row['video']}.mp4"
+    scorers: Mapping[str, Scorer], sets: Mapping[str, tuple[str, ...]],
+) -> dict[str, float]:
+    """A video's score by each run that is scored on its set, and by the trivial baselines, which
+    see m key frames.
+    """
+    here = {run_id: scorer for run_id, scorer in scorers.items()
+            if row["dataset"] in sets.get(run_id, (row["dataset"],))}
+    views, path = {scorer.cfg.video for scorer in here.values()}, folder / f"{row['video']}.mp4"
     frames = {n: video.key_frames(path, n, threads=1)
               for n in {m, *(view.key_frames for view in views)}}
-    trivial = {name: measure(row, frames[m]) for name, measure in measures.items()}
-    return {view: model_inputs(frames[view.key_frames], view) for view in views}, trivial
+    inputs = {view: model_inputs(frames[view.key_frames], view) for view in views}
+    scores = {run_id: scorer.frame_scores(inputs[scorer.cfg.video]).mean(dtype=np.float64)
+              for run_id, scorer in here.items()}
+    return scores | {f"{name}-s0": measure(row, frames[m]) for name, measure in measures.items()}
 
 
 def _record(

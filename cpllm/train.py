@@ -242,13 +242,18 @@ def _loop(
                 log = {**log, "history": [*log["history"], looked], "recent": []}
             stop = asked(i)
             if kept and ((i % cfg.save_every == 0 and not rising) or stop):
-                if not np.isfinite(float(optax.tree.norm(state.params))):
+                if not np.isfinite(float(_norm(state.params))):
                     _stop("expected finite parameters after it, got others", i, batches, kept)
                 kept.save(i, state, log, looked, wait=stop)
             if stop and i < cfg.steps:
                 bar.console.print(f"asked to stop: step {i} is saved; --resume goes on from there")
                 raise SystemExit(0)
     return state, log
+
+
+_norm = jax.jit(optax.tree.norm)
+"""As one program: op by op, a sum of cut arrays is many that talk, whose order is each device's own
+on CPUs, and processes then wait for each other for ever."""
 
 
 @contextmanager

@@ -73,6 +73,20 @@ def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place
     pd.testing.assert_frame_equal(again, whole.sort_values("video", ignore_index=True))
 
 
+def test_a_grids_runs_are_scored_on_its_sets_alone(place, ffmpeg, monkeypatch):
+    cfg, data = config.preset("smoke"), place / "data" / "smoke"
+    table = ladder.build(cfg, data, ("validation", "test"), workers=1)
+    scorer = Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500))
+    for run_id in ("single-s0", "k1-s0"):
+        scorer.save(data / "weights" / f"{run_id}.safetensors")
+    assert pipeline._sets("pocket")["k1-s0"] == ("lsvq-test",)
+    monkeypatch.setattr(pipeline, "_sets", lambda _: {"k1-s0": ("lsvq-test",)})
+    pipeline.score_runs("smoke")
+    assert set(predictions(place, "single-s0")["video"]) == {*table["video"]}
+    chosen = predictions(place, "k1-s0")
+    assert set(chosen["video"]) == {*table["video"][table["dataset"] == "lsvq-test"]}
+
+
 def test_what_baselines_learnt_is_kept_for_a_clone_without_the_training_split(place, ffmpeg):
     data, cfg = place / "data" / "smoke", config.preset("smoke")
     table = ladder.build(cfg, data, ("train", "test"), workers=1)
