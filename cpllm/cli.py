@@ -129,7 +129,9 @@ def parser() -> argparse.ArgumentParser:
     sweep = verb("sweep", sweep_grids, "Train a grid's runs that are missing, side by side.")
     sweep.add_argument("grids", nargs="+", metavar="GRID", help="of notebooks/sweeps, as table4")
     sweep.add_argument("--rows", nargs="+", default=(), metavar="ROW", help="of these rows only")
-    sweep.add_argument("--stale", action="store_true", help="also those made by older code")
+    sweep.add_argument("--stale", action="store_true",
+                       help="also those made by older code: a seed of each row first, and its "
+                            "others only where that comes out otherwise")
     sweep.add_argument("--fresh", action="store_true", help="train all anew")
     sweep.add_argument("--dry-run", action="store_true", help="only print the plan and its cost")
     sweep.add_argument("--workers", type=int, help="runs at once (default: one a core)")

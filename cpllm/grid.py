@@ -1,7 +1,8 @@
 """Grids of training runs: a YAML of rows → papermill runs of the training notebook, in parallel.
 
 A run is a row of a grid with a seed. It is done while its configuration and data are those that it
-recorded; if only the training code has changed since, it is kept and called "older code".
+recorded; if only the training code has changed since, it is kept and called "older code", unless
+another seed of its row, trained by both codes, came out the same.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from cpllm import config, records, sweep
 from cpllm.data import ladder, manifests
 
 NOTEBOOK = "20_train.ipynb"
+EQUAL = "equal_code.csv"
 MOST = 1000
 """Combinations of a grid's axes: more are a slip of the pen, or take the memory."""
 
@@ -121,7 +123,22 @@ def status(run: Run, folder: Path, data_hash: str | None) -> str:
         same = False
     if not same or data_hash not in (None, made["manifest_sha256"]):
         return CHANGED
-    return DONE if made.get("code_sha256") == records.code_sha256() else OLDER
+    return DONE if made.get("code_sha256") in codes(folder) else OLDER
+
+
+def codes(folder: Path) -> set[str]:
+    """Today's code, and older ones that train this folder's row to the same bits (`EQUAL`)."""
+    known, path = {records.code_sha256()}, folder.parent.with_name(EQUAL)
+    if path.exists():
+        seen = pd.read_csv(path)
+        for r in seen[seen["row"] == row_of(folder.name)][::-1].itertuples():
+            known |= {r.older} if r.newer in known else set()
+    return known
+
+
+def row_of(run_id: str) -> str:
+    """The row of a grid that a run is a seed of."""
+    return run_id.rpartition("-s")[0]
 
 
 def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
@@ -171,8 +188,8 @@ def execute(runs: Iterable[Run], profile: str, root: Path, workers: int | None =
 
     The executed notebooks, failed ones with their traceback, go to data/<profile>/notebooks.
     """
-    jobs = [(_train, run, profile, root) for run in runs]
-    failed = {}
+    jobs, failed = [(_train, run, profile, root) for run in runs], {}
+    before = {run.run_id: _outcome(run, profile, root) for _, run, *_ in jobs}
     with _overview() as bar:
         total = bar.add_task("runs", total=len(jobs), line="")
         tasks = {}
@@ -186,12 +203,32 @@ def execute(runs: Iterable[Run], profile: str, root: Path, workers: int | None =
         for run, result in ladder.spread(jobs, workers, scheduler, listen):
             if isinstance(result, Exception):
                 failed[run.run_id] = result
+            else:
+                _compare(run, profile, root, before[run.run_id])
             news = f"failed: {result}" if run.run_id in failed else f"{result:.0f} s"
             bar.console.print(f"{run.run_id}: {news}", highlight=False, markup=False)
             if run.run_id in tasks:
                 bar.remove_task(tasks.pop(run.run_id))
             bar.advance(total)
     return failed
+
+
+def _outcome(run: Run, profile: str, root: Path) -> tuple[str, list[dict]]:
+    """The code that trained a run, and all else that its outcome is known by."""
+    folder = records.run_folder(root / "results", profile, run.run_id)
+    made, *rest = (records.read_json(folder / f"{name}.json")
+                   for name in ("provenance", "config", "metrics"))
+    return made.get("code_sha256", ""), [{"manifest": made.get("manifest_sha256")}, *rest]
+
+
+def _compare(run: Run, profile: str, root: Path, before: tuple[str, list[dict]]) -> None:
+    """Record in `EQUAL` that another code came to the same losses and measures, in all digits."""
+    (older, was), (newer, now) = before, _outcome(run, profile, root)
+    if was == now and older not in ("", newer):
+        path = root / "results" / profile / EQUAL
+        line = {"row": row_of(run.run_id), "older": older, "newer": newer, "seen_in": run.run_id}
+        seen = pd.read_csv(path).to_dict("records") if path.exists() else []
+        records.write_csv(path, pd.DataFrame([*(r for r in seen if r != line), line]))
 
 
 def forget(run_id: str, profile: str, root: Path) -> None:

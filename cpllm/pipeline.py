@@ -101,36 +101,48 @@ def train_grids(
 ) -> None:
     """Train the runs of grids (of these rows) that are missing or were made otherwise; score them.
 
-    stale: those by older code too; fresh: all of these grids. `GridError` names the runs that
-    failed.
+    stale: those by older code too, a seed of each row first, and its others only where that came
+    out otherwise; fresh: all of these grids. `GridError` names the runs that failed.
     """
     preset(profile)
     found = {name: grid.read(name, profile, sweep.ROOT) for name in names}
     runs = {r.run_id: r for those in found.values() for r in those
-            if not rows or r.run_id.rpartition("-s")[0] in rows}
+            if not rows or grid.row_of(r.run_id) in rows}
     anew = {r.run_id for name in fresh for r in found[name]} & set(runs)
     table = grid.plan(list(runs.values()), profile, sweep.ROOT)
-    wanted = {grid.MISSING, grid.CHANGED, *([grid.OLDER] if stale else [])}
     again = [name for name, status in zip(table["run"], table["status"], strict=True)
-             if name in anew or status in wanted]
-    grid.show(table, again, workers or len(os.sched_getaffinity(0)))
+             if name in anew or status in (grid.MISSING, grid.CHANGED)]
+    older = [*table["run"][(table["status"] == grid.OLDER) & stale & ~table["run"].isin(again)]]
+    grid.show(table, [*again, *older], workers or len(os.sched_getaffinity(0)))
     if dry_run:
         return
     for name in anew:  # all at once, so that a call that is interrupted can go on
         grid.forget(name, profile, sweep.ROOT)
-    failed = {}
-    if again:
-        _prepare(profile, [runs[name].cfg for name in again])
-        longest = table.sort_values("seconds", ascending=False, kind="stable")["run"]
-        failed = grid.execute([runs[name] for name in longest if name in again], profile,
-                              sweep.ROOT, workers, scheduler)  # none of them last and alone
-        _ship(profile, {*again} - {*failed})
+    first = {grid.row_of(name): name for name in reversed(older)}.values()
+    failed = _train([*again, *first], runs, table, profile, workers, scheduler)
+    if older:
+        left = grid.plan([runs[name] for name in older], profile, sweep.ROOT)
+        left = left["run"][(left["status"] == grid.OLDER) & ~left["run"].isin(failed)]
+        failed |= _train([*left], runs, table, profile, workers, scheduler)
     if score:
         score_runs(profile, again=False)
         make_card(profile, again=False)
     if failed:
-        raise grid.GridError("\n".join([f"{len(failed)} of {len(again)} runs failed", *(
+        raise grid.GridError("\n".join([f"{len(failed)} of {len([*again, *older])} runs failed", *(
             f"{name}: {error}" for name, error in failed.items())]))
+
+
+def _train(names: Sequence[str], runs: Mapping[str, grid.Run], table: pd.DataFrame, profile: str,
+           workers: int | None, scheduler: str | None) -> dict[str, Exception]:
+    """Train these, the longest first, so that none of them is last and alone; the failures."""
+    if not names:
+        return {}
+    _prepare(profile, [runs[name].cfg for name in names])
+    longest = table.sort_values("seconds", ascending=False, kind="stable")["run"]
+    failed = grid.execute([runs[name] for name in longest if name in names], profile,
+                          sweep.ROOT, workers, scheduler)
+    _ship(profile, {*names} - {*failed})
+    return failed
 
 
 def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:

@@ -316,7 +316,10 @@ def status(system: str, runs: pd.DataFrame, frame: pd.DataFrame, profile: str,
         return f"not run ({profile})"
     if lacking := sorted(names - set(frame.run)):
         return f"no {split} rows: {', '.join(lacking)}"
-    known = runs[runs.split == split].groupby("system").video.nunique()
+    rows = runs[runs.split == split]
+    if "dataset" in rows:  # a grid's runs may be scored on some
+        rows = rows[rows.dataset.isin(rows.dataset[rows.system == system])]
+    known = rows.groupby("system").video.nunique()
     if known[system] < known.max():
         return f"{known[system]} of {known.max()} videos"
     states = {_state(Path(results), profile, name) for name in names}
@@ -331,7 +334,7 @@ def _state(results: Path, profile: str, name: str) -> str:
     if run := _planned(results.resolve().parent, profile).get(name):
         return grid.status(run, folder, trained_on(profile, bool(run.cfg.data.wide_scenes)))
     made = records.read_json(folder / "provenance.json").get("code_sha256")
-    return grid.DONE if made == records.code_sha256() else grid.OLDER
+    return grid.DONE if made in grid.codes(folder) else grid.OLDER
 
 
 @cache

@@ -34,8 +34,8 @@ if cfg.train.steps == 99 and not Path("go").exists():
     time.sleep(600)
 folder = Path("../results", profile, "runs", run_id)
 records.write_json(folder / "config.json", cfg.to_dict())
-records.write_json(folder / "metrics.json", {"cores": sorted(os.sched_getaffinity(0)),
-                                             "pid": os.getpid(), "at": time.time()})
+told = {"cores": sorted(os.sched_getaffinity(0)), "pid": os.getpid(), "at": time.time()}
+records.write_json(folder / "metrics.json", {"loss": 0.5} if cfg.train.steps == 40 else told)
 records.write_json(folder / "provenance.json", records.provenance(records.start(), seed, "beef"))'''
 
 
@@ -186,6 +186,33 @@ def test_runs_by_older_code_are_kept_until_stale_is_asked_for(checkout, capsys):
     assert capsys.readouterr().err.count("older code") == 2
     assert run(checkout, "--dry-run", "--stale") == 0
     assert "2 of 2 runs to train: about 1 minutes" in capsys.readouterr().err
+
+
+def test_a_seed_that_newer_code_trains_to_the_same_speaks_for_its_row(checkout):
+    save_grid(checkout, "recipe: preset\nrows:\n  same: {steps: 40}\n  other: {steps: 41}\n")
+    runs = grid.read("g", "pocket", checkout)
+    folders = {r.run_id: records.run_folder(checkout / "results", "pocket", r.run_id) for r in runs}
+    for r in runs:
+        records.write_json(folders[r.run_id] / "config.json", r.cfg.to_dict())
+        records.write_json(folders[r.run_id] / "metrics.json", {"loss": 0.5})
+        records.write_json(folders[r.run_id] / "provenance.json", {
+            "code_sha256": "older", "manifest_sha256": "beef", "duration_s": 1.0})
+    assert cli.main(["sweep", "g", "--profile", "pocket", "--workers", "1", "--stale"]) == 0
+    assert {*grid.plan(runs, "pocket", checkout)["status"]} == {"done"}
+    assert {name for name, folder in folders.items() if records.read_json(
+        folder / "provenance.json")["code_sha256"] == "older"} == {"same-s1", "same-s2"}
+    kept = pd.read_csv(checkout / "results" / "pocket" / grid.EQUAL)
+    assert kept.to_dict("records") == [{"row": "same", "older": "older", "seen_in": "same-s0",
+                                        "newer": records.code_sha256()}]
+
+
+def test_what_came_out_the_same_twice_in_turn_is_the_same(checkout, monkeypatch):
+    folder = records.run_folder(checkout / "results", "smoke", "a-s1")
+    lines = [("a", "first", "second"), ("b", "other", "third"), ("a", "second", "third")]
+    records.write_csv(checkout / "results" / "smoke" / grid.EQUAL,
+                      pd.DataFrame(lines, columns=["row", "older", "newer"]))
+    monkeypatch.setattr(records, "code_sha256", lambda: "third")
+    assert grid.codes(folder) == {"first", "second", "third"}
 
 
 def test_a_dry_run_runs_nothing_and_prints_the_cost_of_seeds_like_those_that_ran(checkout, capsys):

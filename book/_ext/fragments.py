@@ -19,7 +19,7 @@ from unittest import mock
 
 import yaml
 
-from cpllm import cli, records
+from cpllm import cli, grid, records
 from cpllm.sweep import NOTEBOOKS, current, read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,7 +134,7 @@ def runs_table(profile: str) -> str:
         files = [f"{{download}}`{Path(n).stem} <../results/{profile}/runs/{folder.name}/{n}>`"
                  for n in KEPT if (folder / n).exists()]
         trained = "model" in records.read_json(folder / "config.json")
-        code = "as it is" if made["code_sha256"] == records.code_sha256() else "older"
+        code = "as it is" if made["code_sha256"] in grid.codes(folder) else "older"
         devices.add(made["device"])
         rows.append([f"`{folder.name}`", made["started"][:10],
                      f"{made['duration_s']:,.0f} s, {made['cores']} core"
