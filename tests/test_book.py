@@ -192,6 +192,12 @@ def test_pages_fetch_nothing_from_elsewhere(html):
         assert not outside, f"{sheet.name}: {outside}"
 
 
+def test_an_older_chapter_is_told_with_the_command_that_executes_it():
+    maker = load(ROOT).maker
+    assert [maker(name) for name in ("30_table3", "20_train", "83_benchmark_step")] == [
+        "`make reproduce`", "`make fit`", "`cpllm benchmark step`"]
+
+
 def test_chapter_carries_profile_and_provenance(html):
     name = next(iter(NOTEBOOKS))
     text = (html / "chapters" / f"{name}.html").read_text()

@@ -27,7 +27,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from fragments import NOT_RUN, ROOT, executed, in_readme, pieces, rests_on, rows_of
 
-from cpllm import atomic, records
+from cpllm import atomic, grid, records
 from cpllm.sweep import NOTEBOOKS, alone, read, settle
 
 BOOK = ROOT / "book"
@@ -76,11 +76,18 @@ def stage_all(profile: str) -> None:
     for name, text in made.items():
         (CHAPTERS / f"_{name}.md").write_text(text)
     if older := re.findall(r"\((?:chapters/)(\w+)\).*\| older \|", made["execution"]):
-        print(f"Older than their source or inputs: {', '.join(older)}. `make reproduce` executes "
-              "them anew.")
+        print("Older than their source or inputs: "
+              + "; ".join(f"{name}, which {maker(name)} executes anew" for name in older) + ".")
     readme = ROOT / "README.md"
     if profile == "pocket" and readme.exists():
         records.write(readme, in_readme(readme.read_text(), profile))
+
+
+def maker(name: str) -> str:
+    """The command that executes a chapter."""
+    if NOTEBOOKS[name].timed:
+        return f"`cpllm benchmark {name.rpartition('_')[2]}`"
+    return "`make fit`" if f"{name}.ipynb" == grid.NOTEBOOK else "`make reproduce`"
 
 
 def render(profile: str) -> int:
