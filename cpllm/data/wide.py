@@ -18,9 +18,12 @@ FRAMES = 8
 PRESETS = ("veryfast", "medium", "superfast", "fast")
 """Of x264, in turn over the scenes: users' encoders aren't all of one speed."""
 
-WEAR = {"upscale": 0.45, "noise": 0.2, "recompress": 0.4}
-"""What half of the originals carry of each, at most so strongly. The clips that people score were
-soft, noisy and compressed before anyone compared them, and their FR-proxy counts from there."""
+WEAR = {"upscale": 0.5, "noise": 0.25, "recompress": 0.65}
+"""What a share WORN of the originals carries of each, at most so strongly, in any order. The clips
+that people score were soft, noisy and compressed before anyone compared them, often at another
+size, and their FR-proxy counts from there."""
+
+WORN = 0.6
 
 KIND = scenes.Set(
     "train",
@@ -42,15 +45,16 @@ def catalog(data: Data) -> tuple[scenes.Scene, ...]:
 def render(scene: scenes.Scene) -> np.ndarray:
     """Film a scene of any set, a wide one with its wear: uint8[N, H, W, 3] RGB."""
     film, rng = scenes.render(scene), np.random.default_rng([scene.seed, 2])
-    for name, most in WEAR.items() if scene.dataset == NAME else ():
-        if rng.random() < 0.5:
-            film = distort.apply(name, rng.uniform(0, most), film, int(rng.integers(2**31)))
+    for name in rng.permutation(list(WEAR)) if scene.dataset == NAME else ():
+        if rng.random() < WORN:
+            strength, seed = rng.uniform(0, WEAR[name]), int(rng.integers(2**31))
+            film = distort.apply(name, strength, film, seed)
     return film
 
 
 def recipe(scene: scenes.Scene) -> dict:
     """What a scene's clips depend on beside what those of other sets do."""
-    return {"wear": WEAR} if scene.dataset == NAME else {}
+    return {"wear": WEAR, "worn": WORN} if scene.dataset == NAME else {}
 
 
 def preset(scene: scenes.Scene, data: Data) -> str:
