@@ -34,7 +34,7 @@ from rich.progress import (
 )
 
 from cpllm import config, records, sweep
-from cpllm.data import ladder, manifests
+from cpllm.data import ladder, manifests, scenes
 
 NOTEBOOK = "20_train.ipynb"
 EQUAL = "equal_code.csv"
@@ -104,6 +104,9 @@ def read(name: str, profile: str, root: Path) -> list[Run]:
         chosen = grid.only.get(profile, list(rows))
         if unknown := set(chosen) - set(rows):
             raise ValueError(f"only: no row {', '.join(sorted(unknown))}")
+        if unknown := set(grid.sets) - set(scenes.SETS):
+            raise ValueError(f"sets: no set {', '.join(sorted(unknown))}; known are "
+                             f"{', '.join(scenes.SETS)}")
         return runs + [replace(_run(row, *rows[row], seed, profile), sets=grid.sets)
                        for row in chosen for seed in config.preset(profile).seeds]
     except GridError:

@@ -103,6 +103,7 @@ def test_a_profile_trains_its_share_of_the_rows_for_each_seed(checkout, monkeypa
     ("rowz: {}\n", "rowz"),
     ("recipe: preset\nrows:\n  a:\nonly:\n  smoke: [z]\n", "no row z"),
     ("include: [nowhere]\n", "nowhere"),
+    ("recipe: preset\nsets: [lsvq-tset]\nrows:\n  a:\n", "no set lsvq-tset; known are lsvq-train"),
 ])
 def test_what_is_unknown_is_refused_before_anything_runs(checkout, capsys, text, named):
     save_grid(checkout, text)
