@@ -209,7 +209,7 @@ def test_search_finds_a_page_by_the_keyboard_alone(html, site, browser):
     browser.type("flip rate")
     browser.key("Enter", 13, "\r")
     browser.wait("location.pathname === '/search.html'")
-    browser.wait("/finished/.test(document.querySelector('#search-results').textContent)")
+    browser.wait("/finished/.test(document.querySelector('#search-results')?.textContent)")
     found = browser.run("[...document.querySelectorAll('#search-results li a')].map(a => a.href)")
     assert any("method" in address for address in found)
 
