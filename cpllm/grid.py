@@ -135,7 +135,8 @@ def codes(folder: Path) -> set[str]:
     if path.exists():
         seen = pd.read_csv(path)
         for r in seen[seen["row"] == row_of(folder.name)][::-1].itertuples():
-            known |= {r.older} if r.newer in known else set()
+            if r.newer in known:
+                known.add(r.older)
     return known
 
 
@@ -154,7 +155,7 @@ def plan(runs: Sequence[Run], profile: str, root: Path) -> pd.DataFrame:
         "seconds": [records.read_json(folder(r.run_id) / "provenance.json").get("duration_s")
                     for r in runs],
     }).astype({"seconds": float})
-    like = table.groupby(table["run"].str.replace(r"-s\d+$", "", regex=True))["seconds"]
+    like = table.groupby(table["run"].map(row_of))["seconds"]
     table["seconds"] = table["seconds"].fillna(like.transform("median"))
     likely = pd.Series([_likely(r.cfg, profile, root) for r in runs], table.index, float)
     return table.assign(seconds=table["seconds"].fillna(likely))
