@@ -59,6 +59,8 @@ def executed(title: str, profile: str) -> nbformat.NotebookNode:
             new_output("display_data", {"image/png": picture(), "text/plain": "-"}),
         ]),
         new_code_cell("\n".join(["a = 0", *["a += 1"] * 20]), execution_count=4),
+        new_code_cell("tell()", execution_count=5, outputs=[
+            new_output("stream", name="stdout", text="told\n" * 60)]),
     ])
     notebook.metadata["kernelspec"] = {
         "name": "python3", "display_name": "Python 3", "language": "python"}
@@ -206,6 +208,12 @@ def test_chapter_carries_profile_and_provenance(html):
     for fact in ("0123456789", "2 × Abacus", "61 s", "2026-01-02 03:04 UTC"):
         assert fact in text
     assert "default" not in re.sub(r"<[^>]+>", "", text.split("</h1>")[1].split("Where this")[0])
+
+
+def test_a_long_listing_waits_for_a_click(html):
+    text = (html / "chapters" / f"{next(iter(NOTEBOOKS))}.html").read_text()
+    before, _, after = text.partition("Show the 60 lines")
+    assert "tell" in before and "told" not in before and after.count("told") == 60
 
 
 def test_an_interval_stays_whole_below_its_value_and_long_code_waits_for_a_click(html):

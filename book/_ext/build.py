@@ -36,6 +36,8 @@ ASIDE = re.compile(r"\[[+-]?[\d.]+, [+-]?[\d.]+\]|\((?:paper [+-][\d.]+|mechanis
 """What a table says beside a value or a name: an interval, a note."""
 LONG = 12
 """Lines of code from which a cell waits for a click: a reader comes for what it shows."""
+LISTING = 40
+"""Lines that a cell prints from which they wait too; on paper they are left out."""
 BUILT = BOOK / "_build"
 STAMP = BUILT / ".built"
 UNFINISHED = BUILT / ".part"
@@ -181,11 +183,20 @@ def stage(name: str, profile: str) -> None:
             cell["metadata"] |= described.get(cell.get("id"), {})
             if len(cell["source"].splitlines()) > LONG:
                 cell["metadata"].setdefault("tags", []).append("hide-input")
+            if (printed := lines(cell["outputs"])) > LISTING:
+                cell["metadata"].setdefault("tags", []).append("hide-output")
+                cell["metadata"]["mystnb"] = {"code_prompt_show": f"Show the {printed} lines",
+                                              "code_prompt_hide": "Hide them"}
         if "injected-parameters" in tags and "parameters" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("remove-cell")
     notebook["cells"].append({"cell_type": "markdown", "id": "provenance", "metadata": {},
                               "source": provenance(made, parameters(notebook["cells"]))})
     (CHAPTERS / f"{name}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False))
+
+
+def lines(outputs: list[dict[str, Any]]) -> int:
+    """How many a cell printed."""
+    return sum("".join(out["text"]).count("\n") for out in outputs if "text" in out)
 
 
 def pictures(source: Path, profile: str) -> dict[str, dict[str, Any]]:
