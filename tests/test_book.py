@@ -300,6 +300,12 @@ def test_a_second_build_at_once_is_refused_until_the_first_is_done(book):
     assert re.match(r"error: book: process \d+ is working on it; wait until", run.stderr)
 
 
+def test_the_package_page_has_what_we_wrote_and_not_pythons_words_for_fields(html):
+    text = re.sub("<[^>]+>", "", (html / "api.html").read_text())
+    assert "cpllm.metrics.FlipRate" in text and "strict: wrong order" in text
+    assert "Alias for field" not in text
+
+
 def test_no_machine_path_host_name_or_key_is_in_a_page(html):
     for page in (p for p in html.rglob("*") if p.suffix in (".html", ".js", ".txt", ".ipynb")):
         if not {"mathjax", "_static"} & {*page.relative_to(html).parts}:

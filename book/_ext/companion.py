@@ -105,7 +105,11 @@ def mend_names(app: Sphinx, error: Exception | None) -> None:
 
 def mend_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any,
                    lines: list[str]) -> None:
-    """Docstrings are written to be read as they are: their code is code, nothing else is markup."""
+    """Docstrings are written to be read as they are: their code is code, nothing else is markup.
+
+    Python's own words on a named tuple's field tell nothing.
+    """
+    lines[:] = [line for line in lines if not line.startswith("Alias for field number")]
     for i in range(len(lines) - 1, 0, -1):  # an indented line begins a block of its own
         if lines[i - 1].rstrip().endswith(":") and re.match(r" {4}\S", lines[i]):
             lines.insert(i, "")
