@@ -120,7 +120,8 @@ MEASURED = re.compile(rf"(?<![\w.,])(?:\d*\.\d+(?!\.?\d)|\d[\d,]*\s?(?:{UNITS}))
 """A decimal fraction, or a number with a unit, as a measurement would be typed."""
 TYPED = {
     "levels of intervals": ("90%", "95%"), "the paper's own": ("4.1", ".001", ".082"),
-    "names and versions": ("2.0", "3.11", "3.12", "2505.16025"), "a formula's": ("1.06", "1.96", "0.7"),
+    "names and versions": ("2.0", "3.11", "3.12", "2505.16025"),
+    "a formula's": ("1.06", "1.96", "0.7"),
     "DOVER's script": ("0.3896", "0.6104"), "MaxText's": ("58%",), "the maker's": ("989 TFLOP/s",),
     "targets, and what they are set for": (
         "0.9", "50%", "60%", "0.3", "0.5", "1 s", "5 s", "8 s", "10 s", "1 GB", "2 points"),
