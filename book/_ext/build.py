@@ -185,8 +185,9 @@ def stage(name: str, profile: str) -> None:
                 cell["metadata"].setdefault("tags", []).append("hide-input")
             if (printed := lines(cell["outputs"])) > LISTING:
                 cell["metadata"].setdefault("tags", []).append("hide-output")
-                cell["metadata"]["mystnb"] = {"code_prompt_show": f"Show the {printed} lines",
-                                              "code_prompt_hide": "Hide them"}
+                cell["metadata"]["mystnb"] = cell["metadata"].get("mystnb", {}) | {
+                    "code_prompt_show": f"Show the {printed} lines",
+                    "code_prompt_hide": "Hide them"}
         if "injected-parameters" in tags and "parameters" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("remove-cell")
     notebook["cells"].append({"cell_type": "markdown", "id": "provenance", "metadata": {},
