@@ -6,6 +6,7 @@ files is the one that it carries; times on disk play no part, so a fresh clone k
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -181,8 +182,43 @@ def up_to_date(
     """Whether `output` was made from this source, these parameters and these inputs' contents."""
     if not Path(output).exists():
         return False
-    made = read(output)["metadata"].get("cpllm", {})
-    return made.get("fingerprint") == fingerprint(Path(source), parameters, inputs)
+    return provenance_of(output).get("fingerprint") == fingerprint(Path(source), parameters, inputs)
+
+
+def provenance_of(output: Path) -> dict[str, Any]:
+    """How `run_notebook` made an executed notebook: {} where cells were changed by hand since.
+
+    Jupyter keeps a notebook's metadata, whoever executes it.
+    """
+    notebook = read(output)
+    record, parts = notebook["metadata"].get("cpllm", {}), {True: [], False: []}
+    for cell in notebook["cells"]:
+        parts["injected-parameters" in cell["metadata"].get("tags", [])].append(cell)
+    same = (record.get("source_sha256") == _cells_hash(parts[False])
+            and record.get("parameters") == parameters_of(parts[True]))
+    return record if same else {}
+
+
+def parameters_of(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A notebook's parameters with the values that it ran with: its own, and those set outside.
+
+    What isn't a plain value, as a reader may write it, is its source.
+    """
+    found = {}
+    for tag in ("parameters", "injected-parameters"):
+        for cell in cells:
+            if tag in cell["metadata"].get("tags", []):
+                found |= {node.targets[0].id: _value(node.value)
+                          for node in ast.parse(cell["source"]).body
+                          if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
+    return found
+
+
+def _value(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
 
 
 def current(book: Notebook, profile: str, root: Path = ROOT) -> bool:
@@ -192,13 +228,13 @@ def current(book: Notebook, profile: str, root: Path = ROOT) -> bool:
     this notebook's.
     """
     name = f"{book.name}.ipynb"
-    made = read(root / "results" / profile / "notebooks" / name)["metadata"].get("cpllm", {})
-    given = made.get("parameters", {})
+    record = provenance_of(root / "results" / profile / "notebooks" / name)
+    given = record.get("parameters", {})
     if run := given.get("run_id"):
         folder = records.run_folder(root / "results", profile, run)
-        if records.read_json(folder / "provenance.json").get("commit") != made.get("commit"):
+        if records.read_json(folder / "provenance.json").get("commit") != record.get("commit"):
             return False
-    return made.get("fingerprint") == fingerprint(
+    return record.get("fingerprint") == fingerprint(
         root / "notebooks" / name, given, files(book.inputs, profile, root))
 
 
@@ -498,7 +534,10 @@ def _data_hash(profile: str | None) -> str | None:
 
 def _source_hash(source: Path) -> str:
     """Over cell types, sources and tags, so that an editor's metadata changes nothing."""
-    cells = read(source)["cells"]
+    return _cells_hash(read(source)["cells"])
+
+
+def _cells_hash(cells: Iterable[Mapping[str, Any]]) -> str:
     text = json.dumps([[c["cell_type"], c["source"], c["metadata"].get("tags", [])] for c in cells])
     return hashlib.sha256(text.encode()).hexdigest()
 

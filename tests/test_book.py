@@ -17,6 +17,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from cpllm import sweep
 from cpllm.sweep import NOTEBOOKS, ROOT, alone
 from tests.test_repo import problems
 from tests.test_supply import KEYS
@@ -50,7 +51,7 @@ def executed(title: str, profile: str) -> nbformat.NotebookNode:
     """What cpllm.sweep leaves: parameters, a wide table, a figure, provenance."""
     wide = "<table><tr>" + "".join(f"<td>0.{i} [0.1, 0.{i}]</td>" for i in range(40))
     wide += "</tr></table>"
-    notebook = new_notebook(cells=[
+    cells = [
         new_markdown_cell(f"# {title}\n\nA sentence with $q \\in [0, 1]$."),
         new_code_cell("profile = 'default'", metadata={"tags": ["parameters"]}),
         new_code_cell(f"profile = '{profile}'", metadata={"tags": ["injected-parameters"]}),
@@ -61,11 +62,13 @@ def executed(title: str, profile: str) -> nbformat.NotebookNode:
         new_code_cell("\n".join(["a = 0", *["a += 1"] * 20]), execution_count=4),
         new_code_cell("tell()", execution_count=5, outputs=[
             new_output("stream", name="stdout", text="told\n" * 60)]),
-    ])
+    ]
+    notebook = new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {
         "name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata["cpllm"] = {
-        "source": "a.ipynb", "source_sha256": "ab" * 32, "parameters": {"profile": profile},
+        "source": "a.ipynb", "parameters": {"profile": profile},
+        "source_sha256": sweep._cells_hash([*cells[:2], *cells[3:]]),
         "fingerprint": "cd" * 32, "commit": "0123456789abcdef", "dirty": False,
         "started": "2026-01-02T03:04:05+00:00", "duration_s": 61.2, "device": "2 × Abacus",
         "versions": {"python": "3.11"},
@@ -92,7 +95,9 @@ def build(root: Path, profile: str = "auto") -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory) -> Path:
-    """A pocket book: all chapters but the last executed, a Table 3. Returns the checkout."""
+    """A pocket book: all chapters but the last executed, the one before that with a parameter
+    changed by hand, a Table 3. Returns the checkout.
+    """
     root = checkout(tmp_path_factory.mktemp("book"))
     *chapters, _ = NOTEBOOKS
     results = root / "results" / "pocket"
@@ -104,6 +109,9 @@ def book(tmp_path_factory) -> Path:
     for name in chapters:
         nbformat.write(executed(f"Chapter {name}", "pocket"),
                        results / "notebooks" / f"{name}.ipynb")
+    by_hand = executed(f"Chapter {chapters[-1]}", "pocket")
+    by_hand.cells[2].source += "\ndraws = 400"
+    nbformat.write(by_hand, results / "notebooks" / f"{chapters[-1]}.ipynb")
     run = build(root)
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"Older than their source or inputs: {chapters[0]}," in run.stdout
@@ -209,6 +217,16 @@ def test_chapter_carries_profile_and_provenance(html):
     for fact in ("0123456789", "2 × Abacus", "61 s", "2026-01-02 03:04 UTC"):
         assert fact in text
     assert "default" not in re.sub(r"<[^>]+>", "", text.split("</h1>")[1].split("Where this")[0])
+
+
+def test_a_parameter_changed_by_hand_stands_where_provenance_stood(html):
+    name = [*NOTEBOOKS][-2]
+    text = re.sub(r"<[^>]+>", "", (html / "chapters" / f"{name}.html").read_text())
+    assert "Executed by hand" in text and "draws = 400" in text
+    assert "Where this page comes from" not in text and "61 s" not in text
+    _, *rows = (html / "status.html").read_text().split("<tr ")
+    row = next(row for row in rows if f"{name}.html" in row)
+    assert "by hand" in row and "2026" not in row
 
 
 def test_a_long_listing_waits_for_a_click(html):
@@ -361,15 +379,8 @@ def test_launch_buttons_open_the_source_notebook_where_the_repository_is_public(
 
 
 def test_a_chapter_executed_by_hand_says_so_with_its_parameters():
-    said = load(ROOT).provenance(None, {"profile": "pocket", "draws": 500})
+    said = load(ROOT).provenance({}, {"profile": "pocket", "draws": 500})
     assert "by hand" in said and "`draws = 500`" in said and "make reproduce" in said
-
-
-def test_parameters_are_those_that_ran(tmp_path):
-    cells = [new_code_cell("profile = 'smoke'\ndraws = 2000", metadata={"tags": ["parameters"]}),
-             new_code_cell("# Parameters\nprofile = 'pocket'",
-                           metadata={"tags": ["injected-parameters"]})]
-    assert load(ROOT).parameters(cells) == {"profile": "pocket", "draws": 2000}
 
 
 def test_pdf_without_chromium_says_what_to_install(monkeypatch, capsys):

@@ -24,6 +24,16 @@ def write(path: Path, *cells: str, parameters: str = PARAMETERS) -> Path:
     return path
 
 
+def as_executed(source: Path, parameters: dict, inputs=()) -> nbformat.NotebookNode:
+    """What `run_notebook` leaves, without its outputs."""
+    notebook = nbformat.read(source, as_version=4)
+    given = "\n".join(f"{k} = {v!r}" for k, v in parameters.items())
+    injected = new_code_cell(given, metadata={"tags": ["injected-parameters"]})
+    notebook.cells += [injected] * bool(parameters)
+    notebook.metadata["cpllm"] = sweep.provenance(source, parameters, inputs)
+    return notebook
+
+
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory) -> Path:
     """A notebook that prints what must not be published, executed with seed 7."""
@@ -113,6 +123,32 @@ def test_up_to_date_follows_contents_not_times(executed):
     assert not sweep.up_to_date(output, edited, {"seed": 7}, [data])
 
 
+@pytest.mark.parametrize("change", [
+    lambda cells: cells[2].update(source='# Parameters\nseed = 4 + 4'),
+    lambda cells: cells[1].update(source=f"{PARAMETERS}\ndraws = 400"),
+    lambda cells: cells[-1].update(source="seed * 5"),
+    lambda cells: cells.pop(2),
+], ids=["value", "parameter", "cell", "without"])
+def test_a_notebook_changed_by_hand_has_no_provenance(executed, tmp_path, change):
+    output = executed / "out" / "a.ipynb"
+    notebook = nbformat.read(output, as_version=4)
+    again = tmp_path / "a.ipynb"
+    nbformat.write(notebook, again)
+    assert sweep.provenance_of(again)["parameters"] == {"seed": 7}
+    change(notebook.cells)
+    nbformat.write(notebook, again)
+    assert sweep.provenance_of(again) == {}
+    inputs = executed / "notebooks" / "a.ipynb", {"seed": 7}, [executed / "input.csv"]
+    assert sweep.up_to_date(output, *inputs) and not sweep.up_to_date(again, *inputs)
+
+
+def test_parameters_are_those_that_ran():
+    cells = [new_code_cell("profile = 'smoke'\ndraws = 2000", metadata={"tags": ["parameters"]}),
+             new_code_cell("# Parameters\nprofile = 'pocket'\nseed = int('7')",
+                           metadata={"tags": ["injected-parameters"]})]
+    assert sweep.parameters_of(cells) == {"profile": "pocket", "draws": 2000, "seed": "int('7')"}
+
+
 def test_unknown_parameter_is_refused_before_anything_runs(tmp_path):
     source = write(tmp_path / "a.ipynb", f"open({str(tmp_path / 'ran')!r}, 'w')")
     refused = r"a\.ipynb: unknown parameter sede.*profile, seed"
@@ -133,9 +169,8 @@ def test_failure_names_the_cell_and_leaves_no_final_file(tmp_path):
 
 def test_a_training_chapter_is_current_while_its_run_is_the_one_it_trained(tmp_path):
     source, given = write(tmp_path / "notebooks" / "20_train.ipynb", "1"), {"run_id": "default-s0"}
-    notebook = nbformat.read(source, as_version=4)
-    notebook.metadata["cpllm"] = {"commit": "abc", "parameters": given,
-                                  "fingerprint": sweep.fingerprint(source, given, ())}
+    notebook = as_executed(source, given)
+    notebook.metadata["cpllm"]["commit"] = "abc"
     home = tmp_path / "results" / "pocket"
     (home / "notebooks").mkdir(parents=True)
     nbformat.write(notebook, home / "notebooks" / source.name)
@@ -159,10 +194,8 @@ def checkout(tmp_path, monkeypatch):
 
     def execute(source, output, parameters, inputs=(), tell=None):
         ran.append(source.stem)
-        notebook = nbformat.read(source, as_version=4)
-        notebook.metadata["cpllm"] = {"fingerprint": sweep.fingerprint(source, parameters, inputs)}
         output.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, output)
+        nbformat.write(as_executed(source, parameters, inputs), output)
 
     monkeypatch.setattr(sweep, "run_notebook", execute)
     steps = [

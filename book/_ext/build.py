@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import errno
 import hashlib
@@ -18,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from fragments import NOT_RUN, ROOT, executed, in_readme, pieces, rests_on, rows_of
 
-from cpllm import atomic, grid, records
+from cpllm import atomic, grid, records, sweep
 from cpllm.sweep import NOTEBOOKS, alone, read, settle
 
 BOOK = ROOT / "book"
@@ -172,7 +171,7 @@ def stage(name: str, profile: str) -> None:
     if head["cell_type"] != "markdown" or not head["source"].startswith("# "):
         raise SystemExit(f"{name}.ipynb: expected a first cell of markdown that begins with '# '")
     first, _, rest = head["source"].partition("\n")
-    made = notebook["metadata"].get("cpllm")
+    made = sweep.provenance_of(path)
     head["source"] = "\n".join([f"# {with_profile(first[2:].strip(), profile)}\n",
                                 strip(name, profile, made), rest])
     described = pictures(source, profile)
@@ -191,7 +190,7 @@ def stage(name: str, profile: str) -> None:
         if "injected-parameters" in tags and "parameters" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("remove-cell")
     notebook["cells"].append({"cell_type": "markdown", "id": "provenance", "metadata": {},
-                              "source": provenance(made, parameters(notebook["cells"]))})
+                              "source": provenance(made, sweep.parameters_of(notebook["cells"]))})
     (CHAPTERS / f"{name}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False))
 
 
@@ -237,7 +236,7 @@ def with_profile(title: str, profile: str) -> str:
     return title if profile in title else f"{title} ({profile})"
 
 
-def strip(name: str, profile: str, made: dict[str, Any] | None) -> str:
+def strip(name: str, profile: str, made: dict[str, Any]) -> str:
     """A line under the title: when and where, and the way to the notebook in several forms."""
     when = f"Executed {made['started'][:10]} in {made['duration_s']:,.0f} s, " if made else ""
     launch = [f"[{where}]({address})" for where, address in launches(name).items()]
@@ -264,19 +263,7 @@ def repository() -> tuple[str, str]:
     return known["url"] or (f"{server}/{name}" if server and name else ""), known["branch"]
 
 
-def parameters(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A notebook's parameters with the values that it ran with: its own, and those set outside."""
-    found = {}
-    for tag in ("parameters", "injected-parameters"):
-        for cell in cells:
-            if tag in cell["metadata"].get("tags", []):
-                found |= {node.targets[0].id: ast.literal_eval(node.value)
-                          for node in ast.parse(cell["source"]).body
-                          if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
-    return found
-
-
-def provenance(made: dict[str, Any] | None, given: dict[str, Any]) -> str:
+def provenance(made: dict[str, Any], given: dict[str, Any]) -> str:
     """A box that says what, when, how long, where and with what a chapter was executed."""
     values = ", ".join(f"`{k} = {v!r}`" for k, v in given.items()) or "none"
     if not made:

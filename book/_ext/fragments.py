@@ -20,7 +20,7 @@ from unittest import mock
 import yaml
 
 from cpllm import cli, grid, records
-from cpllm.sweep import NOTEBOOKS, current, read
+from cpllm.sweep import NOTEBOOKS, current, provenance_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_RUN = "not run"
@@ -110,9 +110,11 @@ def execution_table(profile: str) -> str:
     rows, devices = [], set()
     for name, book in NOTEBOOKS.items():
         path, link = executed(name, profile), f"[{name}](chapters/{name})"
-        made = read(path)["metadata"].get("cpllm") if path.exists() else None
-        if not made:
+        if not path.exists():
             rows.append([link, NOT_RUN, "", "", ""])
+            continue
+        if not (made := provenance_of(path)):
+            rows.append([link, "by hand", "", "", "not recorded"])
             continue
         devices.add(made["device"])
         rows.append([link, made["started"][:10], f"{made['duration_s']:,.0f} s",
@@ -159,7 +161,7 @@ def versions_table(profile: str) -> str:
         fixed.setdefault(name, []).append(f"{version} (Python {only})" if only else version)
     found: dict[str, set[str]] = {}
     for path in [executed(n, profile) for n in NOTEBOOKS if executed(n, profile).exists()]:
-        for name, version in read(path)["metadata"].get("cpllm", {}).get("versions", {}).items():
+        for name, version in provenance_of(path).get("versions", {}).items():
             found.setdefault(name, set()).add(version)
     for path in (ROOT / "results" / profile / "runs").glob("*/provenance.json"):
         for name, version in json.loads(path.read_text()).get("versions", {}).items():
