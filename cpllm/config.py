@@ -36,6 +36,7 @@ class Data:
     proxy_every: int = 2  # VMAF looks at each second frame
     wide_scenes: int = 0  # of the grid `fit`, for training: see `data/wide.py`
     without: tuple[str, ...] = ()  # families of scenes that training leaves out
+    without_faults: tuple[str, ...] = ()  # of `distort.DISTORTIONS`, the same
     dataset: str = "scenes"  # built in; anything else is the user's to bring
 
 

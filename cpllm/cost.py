@@ -28,7 +28,7 @@ from cpllm.data.batches import singles
 from cpllm.losses import CHUNK
 from cpllm.model import weights
 from cpllm.model.lora import trainable
-from cpllm.model.videoprism import BLOCK
+from cpllm.model.videoprism import BLOCK, STEPS
 
 
 class Device(NamedTuple):
@@ -81,15 +81,16 @@ def flops(cfg: config.Config, answer: int = CHUNK) -> pd.DataFrame:
     lora = 2 * b * n.sequence * rank * (3 * d + inner + 2 * kv)
     decoder = _products(b, n.sequence, d, inner, kv, 3 * m.decoder.mlp)
     chunks = math.ceil(answer / CHUNK) * CHUNK
+    channels = len(STEPS) if m.spectrum else 3
     rows = [  # part, forward, operands whose gradients are made, whether it is made again
         ("high", n.frames * n.high * pixels, every, 0),
         ("high", (m.high.layers - 1) * high[0], 2 * every, every and blocks),
         ("high", (m.high.layers - 1) * high[1], 2 * every, every and m.remat),
         ("high", sum(high), 2 * head, 0),
         ("project_high", 2 * n.frames * n.high * m.high.width * d, 1 + head, 0),
-        ("low", images * n.low * 6 * m.low.patch**2 * m.low.width, 1, 0),
+        ("low", images * n.low * 2 * channels * m.low.patch**2 * m.low.width, 1, 0),
         ("low", images * m.local_norm * 24 * cfg.video.patch_size**3, 0, 0),
-        ("low", images * m.spectrum * (18 + 12 * BLOCK) * cfg.video.patch_size**2, 0, 0),
+        ("low", images * m.spectrum * (6 + 4 * BLOCK) * cfg.video.patch_size**2, 0, 0),
         ("low", m.low.layers * low[0], 2, blocks),
         ("low", m.low.layers * low[1], 2, m.remat),
         ("low", m.clip_patches * m.low.temporal_layers * temporal[0], 2, blocks),

@@ -398,7 +398,8 @@ def run(
     clips = config.clips(cfg, data)
     table = annotate.attach(manifests.read(clips / "manifest.csv"), clips / "descriptions.jsonl")
     rows = {s: table[table["split"] == s] for s in manifests.TRAINING}
-    rows["train"] = manifests.without(rows["train"], cfg.data.without)
+    for of, names in (("family", cfg.data.without), ("distortion", cfg.data.without_faults)):
+        rows["train"] = manifests.without(rows["train"], names, of)
     look = validation_look(_some_scenes(rows["validation"], cfg.train.select_scenes), clips)
     kept = records.checkpoints(data, run_id)
     if not resume:

@@ -429,7 +429,8 @@ def _label(rows, pristine, scene, data, root, known) -> None:
         reference = Path(folder, "pristine.mp4")
         encode(pristine, reference, crf=0, fps=scene.fps, preset="ultrafast")  # CRF 0: lossless
         paths = [root / f"{row['video']}.mp4" for row in unknown]
-        measured = labels.vmaf(paths, reference, data.proxy_lines, data.proxy_every)
+        lines = wide.proxy_lines(scene, data)
+        measured = labels.vmaf(paths, reference, lines, data.proxy_every)
     for row, label in zip(unknown, measured, strict=True):
         row |= label._asdict()
 
@@ -498,7 +499,7 @@ def _recipe(scene: scenes.Scene, data: Data) -> str:
     """Digest of everything that the clips and labels depend on, the renderers' code included."""
     how = {"scene": asdict(scene), "av": av.__version__, "libraries": av.library_versions,
            "rows": clips(scene, data), "preset": wide.preset(scene, data), "encoders": ENCODERS,
-           "labels": (data.proxy_lines, data.proxy_every),
+           "labels": (wide.proxy_lines(scene, data), data.proxy_every),
            "renderers": RENDERERS, "conversion": int(video.EXACT), **wide.recipe(scene)}
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
 

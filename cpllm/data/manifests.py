@@ -130,12 +130,12 @@ def quality(table: pd.DataFrame) -> pd.Series:
     return table["proxy" if "proxy" in table else "quality"]
 
 
-def without(table: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
-    """The rows of other families; ValueError where one of these has no row."""
-    if unknown := set(families) - set(table.get("family", ())):
-        raise ValueError(f"data.without: no training scene is of family {', '.join(unknown)}; "
-                         f"known are {', '.join(sorted(set(table.get('family', ()))))}")
-    return table[~table["family"].isin(families)] if families else table
+def without(table: pd.DataFrame, values: Sequence[str], of: str = "family") -> pd.DataFrame:
+    """The rows with other values of a column; ValueError where one of these has no row."""
+    if unknown := set(values) - (known := set(table.get(of, ()))):
+        raise ValueError(f"no training scene has the {of} {', '.join(sorted(unknown))}; known are "
+                         f"{', '.join(sorted(known))}: see data.without and data.without_faults")
+    return table[~table[of].isin(values)] if values else table
 
 
 def files(table: pd.DataFrame) -> pd.Series:

@@ -52,6 +52,12 @@ def render(scene: scenes.Scene) -> np.ndarray:
     return film
 
 
+def proxy_lines(scene: scenes.Scene, data: Data) -> int:
+    """Short side at which VMAF compares a scene's clips: a wide one's own, as users' are judged."""
+    own = min(scene.height, scene.width)
+    return own if scene.dataset == NAME else data.proxy_lines
+
+
 def recipe(scene: scenes.Scene) -> dict:
     """What a scene's clips depend on beside what those of other sets do."""
     return {"wear": WEAR, "worn": WORN} if scene.dataset == NAME else {}

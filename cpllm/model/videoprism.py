@@ -58,22 +58,25 @@ BLOCK = 8
 """Side of a block of `spectrum`: of H.264's larger transform, and of JPEG's."""
 
 COSINES = dct(np.eye(BLOCK), axis=0, norm="ortho").astype(np.float32)
-COLOURS = np.array([[.299, .587, .114], [-.169, -.331, .5], [.5, -.419, -.081]], np.float32)
-"""RGB to luma and the two colour differences (ITU-R BT.601)."""
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+STEPS = np.array([0.25, 1, 4, 16], np.float32)
+"""Levels of luma against which `spectrum` holds a coefficient, the channels of its image."""
 
 
 def spectrum(x: Array) -> Array:
-    """What quantisation zeroes: log(|c| + ½) of blocks' DCT coefficients c, each in its place.
+    """What quantisation zeroes: 2c² / (c² + t²) - 1 of blocks' DCT coefficients c of luma.
 
-    Of luma and colour differences; the mean c₀₀ divided by BLOCK. A codec that saves bits rounds
-    small coefficients to nothing, which pixels hardly show and half a level's logarithm does. x:
-    float[...,H,W,3] in [0, 1], sides multiples of BLOCK → the same shape, of deviation about 1.
+    A codec that saves bits rounds small coefficients to nothing, which pixels hardly show. Each
+    stands in its place, once for each t of STEPS: -1 far below t, 1 far above. In the place of c₀₀
+    is the mean, from 0 to 1. x: float[...,H,W,3] in [0, 1], sides multiples of BLOCK →
+    float[...,H,W,len(STEPS)].
     """
-    h, w, c = x.shape[-3:]
-    blocks = (255 * x @ COLOURS.T).reshape(*x.shape[:-3], h // BLOCK, BLOCK, w // BLOCK, BLOCK, c)
-    found = jnp.einsum("ij,...hjwkc,lk->...hiwlc", COSINES, blocks, COSINES)
-    found = found.at[..., 0, :, 0, :].divide(BLOCK)
-    return (jnp.log(jnp.abs(found).reshape(x.shape) + 0.5) - 0.5) / 1.5
+    h, w = x.shape[-3:-1]
+    blocks = (255 * x @ LUMA).reshape(*x.shape[:-3], h // BLOCK, BLOCK, w // BLOCK, BLOCK)
+    found = jnp.einsum("ij,...hjwk,lk->...hiwl", COSINES, blocks, COSINES)[..., None]
+    shares = 2 * found**2 / (found**2 + STEPS**2) - 1
+    mean = found[..., :1, :, :1, :] / (255 * BLOCK)
+    return shares.at[..., :1, :, :1, :].set(mean).reshape(*x.shape[:-1], len(STEPS))
 
 
 def centre_crop(x: Array, side: int) -> Array:
@@ -101,7 +104,8 @@ class VideoPrism(nnx.Module):
         self.shape, self.local_norm, self.spectrum = shape, model.local_norm, model.spectrum
         self.crop, self.as_clip = model.crop_patches, model.clip_patches
         self.dtype, self.remat, self.unroll = model.dtype, model.remat, model.unroll
-        self.embed = Dense(shape.patch**2 * 3, shape.width, rngs)
+        channels = len(STEPS) if model.spectrum else 3
+        self.embed = Dense(shape.patch**2 * channels, shape.width, rngs)
         tokens = (shape.image // shape.patch) ** 2
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, shape.width)) * 0.02)
         self.spatial = stack(block, shape.layers, rngs)
@@ -132,7 +136,7 @@ class VideoPrism(nnx.Module):
         return self.over_time(x, present) if self.as_clip else x
 
     def texture(self, x: Array) -> Array:
-        """[B,H,W,3] in 0–255 → float[B,H,W,3]: in [0, 1], spectra, or normalised, as configured."""
+        """[B,H,W,3] in 0–255 → float[B,H,W,C]: in [0, 1], spectra, or normalised, as configured."""
         x = x.astype(jnp.float32) / 255
         if self.spectrum:
             return spectrum(x)
@@ -142,7 +146,7 @@ class VideoPrism(nnx.Module):
         return jax.lax.map(local_normalise, x, batch_size=8)
 
     def images(self, x: Array) -> Array:
-        """The spatial stack alone: float[B,H,W,3] in [0, 1] → float[B,T_l,D_l].
+        """The spatial stack alone: float[B,H,W,C] as of `texture` → float[B,T_l,D_l].
 
         Positions of another grid than the tower's own are interpolated.
         """
