@@ -282,12 +282,17 @@ def test_real_label_rows_are_read_whole(name, files, rows):
         table["source"][table["split"] == "validation"])
 
 
-def test_families_are_left_out_by_name_and_an_unknown_one_is_refused():
-    table = pd.DataFrame({"family": ["bokeh", "text", "bokeh"]})
+def test_families_and_faults_are_left_out_by_name_and_an_unknown_one_is_refused():
+    table = pd.DataFrame({"family": ["bokeh", "text", "bokeh"],
+                          "distortion": ["none", "blur", "noise"]})
     assert manifests.without(table, ()) is table
     assert manifests.without(table, ["bokeh"])["family"].tolist() == ["text"]
-    with pytest.raises(ValueError, match=r"data\.without: .*bokhe; known are bokeh, text"):
+    assert manifests.without(table, ["blur"], "distortion")["distortion"].tolist() == [
+        "none", "noise"]
+    with pytest.raises(ValueError, match="the family bokhe; known are bokeh, text: see data"):
         manifests.without(table, ["bokhe"])
+    with pytest.raises(ValueError, match="the distortion text; known are blur, noise, none: see"):
+        manifests.without(table, ["text"], "distortion")
 
 
 def test_training_and_scoring_read_both_kinds_of_manifest():

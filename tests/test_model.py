@@ -253,20 +253,21 @@ def test_patchify_flattens_rows_then_columns_then_channels():
     np.testing.assert_array_equal(patchify(image, 2)[0, 1], image[0, :2, 2:].ravel())
 
 
-def test_spectra_are_scipys_in_the_layout_of_pixels():
+def test_spectra_hold_scipys_coefficients_against_each_step():
     rgb = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3)).astype(np.float32)
-    found = np.exp(1.5 * np.asarray(videoprism.spectrum(rgb / 255)) + 0.5) - 0.5
-    luma = rgb[1, 8:, 16:] @ [.299, .587, .114]
-    expected = np.abs(fft.dctn(luma, norm="ortho"))
-    expected[0, 0] /= 8
-    np.testing.assert_allclose(found[1, 8:, 16:, 0], expected, rtol=2e-3, atol=2e-3)
+    found = np.asarray(videoprism.spectrum(rgb / 255))
+    assert found.shape == (2, 16, 24, 4)
+    c = fft.dctn(rgb[1, 8:, 16:] @ [.299, .587, .114], norm="ortho")
+    for channel, step in zip(np.moveaxis(found[1, 8:, 16:], -1, 0), (.25, 1, 4, 16), strict=True):
+        expected = 2 * c**2 / (c**2 + step**2) - 1
+        expected[0, 0] = c[0, 0] / 8 / 255
+        np.testing.assert_allclose(channel, expected, atol=2e-3)
 
 
-def test_spectra_of_a_flat_block_are_its_mean_and_the_floor():
-    grey = videoprism.spectrum(jnp.full((8, 8, 3), 100 / 255))
-    floor = (np.log(0.5) - 0.5) / 1.5
-    assert float(grey[0, 0, 0]) == pytest.approx((np.log(100.5) - 0.5) / 1.5, abs=1e-3)
-    np.testing.assert_allclose(np.asarray(grey)[..., 0].ravel()[1:], floor, atol=1e-3)
+def test_spectra_of_a_flat_block_are_its_mean_and_nothing_else():
+    grey = np.asarray(videoprism.spectrum(jnp.full((8, 8, 3), 100 / 255)))
+    np.testing.assert_allclose(grey[0, 0], 100 / 255, atol=1e-5)
+    np.testing.assert_allclose(grey.reshape(64, 4)[1:], -1, atol=1e-4)
 
 
 def test_local_normalisation_removes_brightness_and_contrast():

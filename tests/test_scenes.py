@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from cpllm import config, grid, records
-from cpllm.data import ladder, scenes, wide
+from cpllm.data import labels, ladder, scenes, wide
 
 SMOKE = scenes.catalog(config.smoke().data)
 POCKET = scenes.catalog(config.pocket().data)
@@ -170,6 +170,16 @@ def test_wide_scenes_share_nothing_with_sets_that_are_scored():
     assert not {s.family for s in made} & set(scenes.UNSEEN)
     chosen = [s for s in ladder.catalog(FIT.data) if s.split == "validation"]
     assert chosen == [s for s in POCKET if s.split == "validation"]
+
+
+def test_a_wide_scene_is_judged_at_its_own_lines(tmp_path):
+    scene = dataclasses.replace(wide.catalog(FIT.data)[0], height=180, width=320, frames=4)
+    rows = ladder.make(scene, FIT.data, tmp_path, ladder.read_committed(tmp_path))
+    reference, last = tmp_path / "reference.mp4", rows[-3]
+    ladder.encode(wide.render(scene), reference, 0, scene.fps, preset="ultrafast")
+    own, declared = (labels.vmaf([tmp_path / f"{last['video']}.mp4"], reference, lines,
+                                 FIT.data.proxy_every)[0].proxy for lines in (180, 360))
+    assert last["crf"] > 20 and last["proxy"] == own != declared
 
 
 def test_wide_levels_come_in_close_pairs_that_x264_knows():
