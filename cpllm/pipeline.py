@@ -301,9 +301,10 @@ def _repeat(profile: str, weights: Path, scores: Mapping[str, float]) -> None:
 def make_card(profile: str, again: bool = True) -> Path | None:
     """Write the card of the package's weights, where the profile's default model is theirs.
 
-    The interval and the confidence come from the run's validation predictions; the domain from what
-    the model sees of one clip of each training scene, at each level in turn, and of every fourth
-    validation clip: 4 minutes of two cores.
+    The interval and the confidence come from the run's validation predictions, but for clips with
+    faults that its training left out; the domain from what the model sees of one clip of each
+    training scene, at each level in turn, and of every fourth validation clip: 4 minutes of two
+    cores.
     Without `again` only where the card is missing or another file's.
     """
     from cpllm.infer import DEFAULT, ahead, load
@@ -315,7 +316,8 @@ def make_card(profile: str, again: bool = True) -> Path | None:
     rows = {split: manifests.read(folder / "manifest.csv").query(f"split == '{split}'")
             for split, folder in folders.items()}
     predicted = pd.read_csv(records.run_folder(RESULTS, profile, run_id) / "predictions.csv")
-    validation = rows["validation"].merge(predicted, on="video")
+    taught = manifests.without(rows["validation"], scorer.cfg.data.without_faults, "distortion")
+    validation = taught.merge(predicted, on="video")
     if validation.empty or rows["train"].empty:
         raise ValueError(f"{run_id}: expected validation clips that it scored under {data} and "
                          f"training clips under {folders['train']}; cpllm data makes them")
