@@ -190,7 +190,7 @@ def changes(profile: str, results: Path | str = "results",
     """In what each system's recorded configuration differs from the reference's, in words.
 
     Of another kind of model only whether it has its mechanism; "another recipe" where more than
-    six fields differ.
+    six fields differ. A field that only one of both runs knows is left out: it came later.
     """
     runs = sorted((Path(results) / profile / "runs").glob("*/config.json"))
     flat = {p.parent.name.rpartition("-s")[0]: pd.json_normalize(records.read_json(p)).iloc[0]
@@ -200,8 +200,8 @@ def changes(profile: str, results: Path | str = "results",
     def told(values: pd.Series) -> str:
         if values.get("model.kind") != base.get("model.kind"):
             return "mechanism" if values["model.mechanism"] else "without its mechanism"
-        words = [f"{key.rpartition('.')[2]} {values.get(key)}" for key in base.index
-                 if str(values.get(key)) != str(base[key])]
+        words = [f"{key.rpartition('.')[2]} {values[key]}" for key in base.index
+                 if key in values and str(values[key]) != str(base[key])]
         return ", ".join(words) if len(words) <= 6 else "another recipe"
 
     return pd.Series({system: told(values) for system, values in flat.items()

@@ -185,6 +185,13 @@ def test_of_another_kind_of_model_only_its_mechanism_is_named(results, tmp_path)
     assert exhibits.changes("smoke", tmp_path)["fast-vqa"] == "without its mechanism"
 
 
+def test_a_field_that_came_later_is_no_change(results, tmp_path):
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
+    for run in tmp_path.glob("smoke/runs/cpllm-s*/config.json"):
+        records.write_json(run, records.read_json(run) | {"data": {"without_faults": []}})
+    assert exhibits.changes("smoke", tmp_path)["single"] == "weights [0, 1, 1]"
+
+
 def test_codecs_are_judged_on_scenes_that_all_of_them_encoded(results):
     table = exhibits.codecs("smoke", results, 20)
     ours = cells(table, "single")
