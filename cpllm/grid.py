@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -217,15 +217,17 @@ def execute(runs: Iterable[Run], profile: str, root: Path, workers: int | None =
     return failed
 
 
-def _outcome(run: Run, profile: str, root: Path) -> tuple[str, list[dict]]:
+def _outcome(run: Run, profile: str, root: Path) -> tuple[str, list]:
     """The code that trained a run, and all else that its outcome is known by."""
     folder = records.run_folder(root / "results", profile, run.run_id)
-    made, *rest = (records.read_json(folder / f"{name}.json")
-                   for name in ("provenance", "config", "metrics"))
-    return made.get("code_sha256", ""), [{"manifest": made.get("manifest_sha256")}, *rest]
+    made, told, came = (records.read_json(folder / f"{name}.json")
+                        for name in ("provenance", "config", "metrics"))
+    with suppress(ValueError):  # none, or one with a field that is no more
+        told = config.from_dict(told).to_dict()  # with those that came since
+    return made.get("code_sha256", ""), [made.get("manifest_sha256"), told, came]
 
 
-def _compare(run: Run, profile: str, root: Path, before: tuple[str, list[dict]]) -> None:
+def _compare(run: Run, profile: str, root: Path, before: tuple[str, list]) -> None:
     """Record in `EQUAL` that another code came to the same losses and measures, in all digits."""
     (older, was), (newer, now) = before, _outcome(run, profile, root)
     if was == now and older not in ("", newer):
