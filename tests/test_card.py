@@ -54,10 +54,10 @@ def test_the_limit_counts_each_source_once():
 @pytest.mark.parametrize("within", [False, True])
 def test_slope_is_that_of_the_law_that_made_the_truth(within):
     """Gumbel noise of equal scale: P(first better) = σ(k·difference) exactly (Bradley-Terry)."""
-    k, sources, rows = 0.2, (100, 6) if within else (700, 1), 1
-    sources, rows = sources
-    prediction = RNG.uniform(0, 30, sources * rows)
-    truth = k * prediction + stats.gumbel_r.rvs(size=len(prediction), random_state=RNG)
+    k, (sources, rows) = 0.2, (400, 6) if within else (700, 1)
+    rng = np.random.default_rng(0)
+    prediction = rng.uniform(0, 30, sources * rows)
+    truth = k * prediction + stats.gumbel_r.rvs(size=len(prediction), random_state=rng)
     frame = pd.DataFrame({"source": np.repeat(np.arange(sources), rows),
                           "prediction": prediction, "proxy": truth})
     assert card.slope(frame, within) == pytest.approx(k, rel=0.15)
