@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -24,6 +25,9 @@ if TYPE_CHECKING:  # what encodes and draws is loaded where it is asked for
 
 ALIKE = 0.8
 """Correlation of the high-level views from which on two clips are taken for encodes of one."""
+
+REDRAWS = 16
+"""How often the decoder is asked again, at most, when its word contradicts the score."""
 
 UNKNOWN = "the weights carry no card: neither interval nor training domain is known"
 
@@ -81,11 +85,17 @@ class Judge(infer.Scorer):
     def describe(self, path: str | Path, temperature: float = 0.0, seed: int = 0) -> Description:
         """Three sentences on content, style and technical quality, from the middle key frame.
 
-        temperature: 0 takes the likeliest token each time; 1 draws as the model believes.
+        temperature: 0 takes the likeliest token each time; 1 draws as the model believes. While
+        the word for quality lies more than a level from the score, the third sentence is drawn
+        anew, at temperature 1 where it was 0, REDRAWS times at most.
         """
-        seen = self._judge(path, *self._look(path))
-        return Description(
-            seen.score, self.answer([seen.middle], text.DESCRIBE, temperature, seed))
+        seen, turn = self._judge(path, *self._look(path)), 0
+        said = self.answer([seen.middle], text.DESCRIBE, temperature, seed)
+        while levels_apart(said, seen.score.score) > 1 and turn < REDRAWS:
+            turn += 1
+            again = self.answer([seen.middle], text.DESCRIBE, temperature or 1.0, seed + turn)
+            said = ". ".join([*said.split(". ")[:-1], again.split(". ")[-1]])
+        return Description(seen.score, said, turn)
 
     def heatmap(self, path: str | Path, stride: int | None = None) -> Heatmap:
         """Where the low-level encoder sees damage in the middle key frame."""
@@ -117,6 +127,20 @@ class Judge(infer.Scorer):
         score = Score(str(path), *told, tuple(map(float, frames)), sample.times, tuple(warnings))
         middle = tuple(x[m // 2: m // 2 + 1] for x in tokens)
         return Seen(score, inputs["view"][m // 2], middle)
+
+
+def levels_apart(description: str, score: float) -> int:
+    """Levels between the word for quality in a description's last sentence and a score's own.
+
+    0 where there is no such word.
+
+    >>> levels_apart("We see a cat. Its style is good. Its quality is poor.", 70)
+    2
+    """
+    names = [name.lower() for name in annotate.WORDS]
+    own = annotate.word(score).lower()
+    said = [w for w in re.findall(r"\w+", description.split(". ")[-1]) if w in names]
+    return abs(names.index((said or [own])[0]) - names.index(own))
 
 
 def load(path: str | Path | None = None) -> Judge:

@@ -75,6 +75,7 @@ class Description:
 
     score: Score
     text: str
+    redrawn: int = 0  # how often the third sentence was, because it contradicted the score
 
     def __str__(self) -> str:
         return f"{self.text}\n{self.score}"

@@ -10,8 +10,8 @@ from flax import nnx
 
 from cpllm import card, config, curve, records
 from cpllm.calibrate import Calibration
-from cpllm.data import ladder, text, video
-from cpllm.judge import UNKNOWN, Judge
+from cpllm.data import annotate, ladder, text, video
+from cpllm.judge import REDRAWS, UNKNOWN, Judge
 from cpllm.model.cpllm import CPLLM
 from cpllm.verdicts import Score, draw
 
@@ -92,6 +92,33 @@ def test_words_count_where_both_orders_name_one_video(judge, mp4, monkeypatch, a
     monkeypatch.setattr(judge, "answer", lambda seen, prompt: next(said))
     found = judge.compare(mp4, mp4)
     assert (found.words, found.answers) == (words, answers)
+
+
+def test_a_word_far_from_the_score_is_drawn_again_and_the_rest_of_the_text_stays(
+        judge, mp4, monkeypatch):
+    own = int(judge.score(mp4).score // 20)
+    far = [w.lower() for i, w in enumerate(annotate.WORDS) if abs(i - own) > 1][0]
+    texts = [f"A cat. Its style is art. Its quality is {far}.", f"B. C. It is {far}, really.",
+             f"D. E. It is {annotate.WORDS[own].lower()}."]
+    asked = []
+
+    def answer(seen, prompt, temperature, seed):
+        asked.append((temperature, seed))
+        return texts[min(len(asked), 3) - 1]
+
+    monkeypatch.setattr(judge, "answer", answer)
+    found = judge.describe(mp4)
+    assert found.text == f"A cat. Its style is art. It is {annotate.WORDS[own].lower()}."
+    assert found.redrawn == 2 and asked == [(0.0, 0), (1.0, 1), (1.0, 2)]
+    texts[2] = texts[0]
+    asked.clear()
+    assert judge.describe(mp4, temperature=0.5, seed=7).redrawn == REDRAWS
+    assert asked[0] == (0.5, 7) and set(asked[1:]) == {(0.5, 7 + i) for i in range(1, REDRAWS + 1)}
+
+
+def test_a_text_without_a_word_for_quality_stands_as_it_is(judge, mp4, monkeypatch):
+    monkeypatch.setattr(judge, "answer", lambda *asked: "A good cat. It sits")
+    assert judge.describe(mp4).text == "A good cat. It sits"
 
 
 def test_a_card_is_found_beside_its_weights(judge, tmp_path, mp4):

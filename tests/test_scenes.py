@@ -182,6 +182,20 @@ def test_a_wide_scene_is_judged_at_its_own_lines(tmp_path):
     assert last["crf"] > 20 and last["proxy"] == own != declared
 
 
+def test_wide_scenes_are_as_large_as_what_people_score_photographs_among_them():
+    made = wide.catalog(FIT.data)
+    photos = [s for s in made if s.family == "photo"]
+    for part in (made, photos):
+        lines = [min(s.width, s.height) for s in part]
+        assert np.mean([n >= 540 for n in lines]) > 0.5 and {360, 720, 1080} <= {*lines}
+    for s in photos:
+        view = scenes.photograph(s.source)[0]
+        assert max(s.width / view.width, s.height / view.height) <= (
+            wide.LARGEST_ZOOM / scenes.MARGIN)
+    trained = {name for name, photo in scenes.PHOTOS.items() if photo.split == "train"}
+    assert {s.source for s in photos} == trained
+
+
 def test_wide_levels_come_in_close_pairs_that_x264_knows():
     for scene in wide.catalog(FIT.data)[:50]:
         levels = wide.levels(scene)
