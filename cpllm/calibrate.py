@@ -42,6 +42,15 @@ class Reading(NamedTuple):
     word: str
 
 
+def taught(rows: pd.DataFrame, configuration: Mapping) -> pd.DataFrame:
+    """The rows without faults that a run's training left out (`data.without_faults`).
+
+    configuration: as in the run's config.json; {} or an older one leaves all.
+    """
+    untaught = configuration.get("data", {}).get("without_faults", ())
+    return rows[~rows["distortion"].isin(untaught)]
+
+
 def calibrate(frame: pd.DataFrame, truth: str = "proxy", level: float = 0.9,
               curve: tuple[float, ...] | None = None) -> Calibration:
     """Half-width h with P(|truth − score| ≤ h) ≥ level for a random video of a new source.

@@ -18,7 +18,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from cpllm import answers, atomic, baselines, card, config, grid, records, sweep
+from cpllm import answers, atomic, baselines, calibrate, card, config, grid, records, sweep
 from cpllm.data import ladder, manifests, video
 from cpllm.data.batches import frame_store, model_inputs, store_frames
 
@@ -316,8 +316,8 @@ def make_card(profile: str, again: bool = True) -> Path | None:
     rows = {split: manifests.read(folder / "manifest.csv").query(f"split == '{split}'")
             for split, folder in folders.items()}
     predicted = pd.read_csv(records.run_folder(RESULTS, profile, run_id) / "predictions.csv")
-    taught = manifests.without(rows["validation"], scorer.cfg.data.without_faults, "distortion")
-    validation = taught.merge(predicted, on="video")
+    validation = calibrate.taught(rows["validation"], scorer.cfg.to_dict()).merge(
+        predicted, on="video")
     if validation.empty or rows["train"].empty:
         raise ValueError(f"{run_id}: expected validation clips that it scored under {data} and "
                          f"training clips under {folders['train']}; cpllm data makes them")

@@ -36,6 +36,9 @@ from cpllm import atomic, records
 
 ROOT = records.ROOT.resolve()
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+MAGIC = re.compile(r"(?m)^\s*[%!].*$")
+"""A line that IPython understands and Python doesn't."""
+
 BINARY = ("image/png", "image/jpeg", "image/gif", "video/mp4", "application/pdf")
 """Encoded outputs: a path can't stand in them, and a chance match in base64 would break them."""
 
@@ -182,15 +185,15 @@ def up_to_date(
     """Whether `output` was made from this source, these parameters and these inputs' contents."""
     if not Path(output).exists():
         return False
-    return provenance_of(output).get("fingerprint") == fingerprint(Path(source), parameters, inputs)
+    made = provenance_of(read(output))
+    return made.get("fingerprint") == fingerprint(Path(source), parameters, inputs)
 
 
-def provenance_of(output: Path) -> dict[str, Any]:
-    """How `run_notebook` made an executed notebook: {} where cells were changed by hand since.
+def provenance_of(notebook: Mapping[str, Any]) -> dict[str, Any]:
+    """How `run_notebook` made what `read` gave: {} where cells were changed by hand since.
 
     Jupyter keeps a notebook's metadata, whoever executes it.
     """
-    notebook = read(output)
     record, parts = notebook["metadata"].get("cpllm", {}), {True: [], False: []}
     for cell in notebook["cells"]:
         parts["injected-parameters" in cell["metadata"].get("tags", [])].append(cell)
@@ -202,14 +205,14 @@ def provenance_of(output: Path) -> dict[str, Any]:
 def parameters_of(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A notebook's parameters with the values that it ran with: its own, and those set outside.
 
-    What isn't a plain value, as a reader may write it, is its source.
+    What isn't a plain value, as a reader may write it, is its source; magics count for nothing.
     """
     found = {}
     for tag in ("parameters", "injected-parameters"):
         for cell in cells:
             if tag in cell["metadata"].get("tags", []):
                 found |= {node.targets[0].id: _value(node.value)
-                          for node in ast.parse(cell["source"]).body
+                          for node in ast.parse(MAGIC.sub("", cell["source"])).body
                           if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
     return found
 
@@ -228,7 +231,7 @@ def current(book: Notebook, profile: str, root: Path = ROOT) -> bool:
     this notebook's.
     """
     name = f"{book.name}.ipynb"
-    record = provenance_of(root / "results" / profile / "notebooks" / name)
+    record = provenance_of(read(root / "results" / profile / "notebooks" / name))
     given = record.get("parameters", {})
     if run := given.get("run_id"):
         folder = records.run_folder(root / "results", profile, run)

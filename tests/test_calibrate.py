@@ -91,3 +91,11 @@ def test_the_card_says_what_was_measured_and_what_was_not():
                  "thread counts.** At most 0.5 points apart; promised: 0.001, broken",
                  "batch sizes.** Not measured"):
         assert part in text
+
+
+def test_faults_that_a_training_left_out_do_not_count():
+    rows = pd.DataFrame({"distortion": ["none", "blur", "noise"]})
+    told = {"data": {"without_faults": ["blur", "freeze"]}}
+    assert calibrate.taught(rows, told).distortion.tolist() == ["none", "noise"]
+    assert calibrate.taught(rows, {"data": {}}).equals(rows)
+    assert calibrate.taught(rows, {}).equals(rows)

@@ -97,7 +97,7 @@ def test_words_count_where_both_orders_name_one_video(judge, mp4, monkeypatch, a
 def test_a_word_far_from_the_score_is_drawn_again_and_the_rest_of_the_text_stays(
         judge, mp4, monkeypatch):
     own = int(judge.score(mp4).score // 20)
-    far = [w.lower() for i, w in enumerate(annotate.WORDS) if abs(i - own) > 1][0]
+    far = next(w.lower() for i, w in enumerate(annotate.WORDS) if abs(i - own) > 1)
     texts = [f"A cat. Its style is art. Its quality is {far}.", f"B. C. It is {far}, really.",
              f"D. E. It is {annotate.WORDS[own].lower()}."]
     asked = []

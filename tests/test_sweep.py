@@ -134,16 +134,17 @@ def test_a_notebook_changed_by_hand_has_no_provenance(executed, tmp_path, change
     notebook = nbformat.read(output, as_version=4)
     again = tmp_path / "a.ipynb"
     nbformat.write(notebook, again)
-    assert sweep.provenance_of(again)["parameters"] == {"seed": 7}
+    assert sweep.provenance_of(sweep.read(again))["parameters"] == {"seed": 7}
     change(notebook.cells)
     nbformat.write(notebook, again)
-    assert sweep.provenance_of(again) == {}
+    assert sweep.provenance_of(sweep.read(again)) == {}
     inputs = executed / "notebooks" / "a.ipynb", {"seed": 7}, [executed / "input.csv"]
     assert sweep.up_to_date(output, *inputs) and not sweep.up_to_date(again, *inputs)
 
 
 def test_parameters_are_those_that_ran():
-    cells = [new_code_cell("profile = 'smoke'\ndraws = 2000", metadata={"tags": ["parameters"]}),
+    cells = [new_code_cell("%time\nprofile = 'smoke'\n!ls\ndraws = 2000",
+                           metadata={"tags": ["parameters"]}),
              new_code_cell("# Parameters\nprofile = 'pocket'\nseed = int('7')",
                            metadata={"tags": ["injected-parameters"]})]
     assert sweep.parameters_of(cells) == {"profile": "pocket", "draws": 2000, "seed": "int('7')"}

@@ -171,7 +171,7 @@ def stage(name: str, profile: str) -> None:
     if head["cell_type"] != "markdown" or not head["source"].startswith("# "):
         raise SystemExit(f"{name}.ipynb: expected a first cell of markdown that begins with '# '")
     first, _, rest = head["source"].partition("\n")
-    made = sweep.provenance_of(path)
+    made = sweep.provenance_of(notebook)
     head["source"] = "\n".join([f"# {with_profile(first[2:].strip(), profile)}\n",
                                 strip(name, profile, made), rest])
     described = pictures(source, profile)

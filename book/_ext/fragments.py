@@ -20,7 +20,7 @@ from unittest import mock
 import yaml
 
 from cpllm import cli, grid, records
-from cpllm.sweep import NOTEBOOKS, current, provenance_of
+from cpllm.sweep import NOTEBOOKS, current, provenance_of, read
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_RUN = "not run"
@@ -113,7 +113,7 @@ def execution_table(profile: str) -> str:
         if not path.exists():
             rows.append([link, NOT_RUN, "", "", ""])
             continue
-        if not (made := provenance_of(path)):
+        if not (made := provenance_of(read(path))):
             rows.append([link, "by hand", "", "", "not recorded"])
             continue
         devices.add(made["device"])
@@ -161,7 +161,7 @@ def versions_table(profile: str) -> str:
         fixed.setdefault(name, []).append(f"{version} (Python {only})" if only else version)
     found: dict[str, set[str]] = {}
     for path in [executed(n, profile) for n in NOTEBOOKS if executed(n, profile).exists()]:
-        for name, version in provenance_of(path).get("versions", {}).items():
+        for name, version in provenance_of(read(path)).get("versions", {}).items():
             found.setdefault(name, set()).add(version)
     for path in (ROOT / "results" / profile / "runs").glob("*/provenance.json"):
         for name, version in json.loads(path.read_text()).get("versions", {}).items():
