@@ -29,7 +29,7 @@ KIND = scenes.Set(
     "train",
     ("collage", "text", "leaves", "collage", "cartoon", "terrain", "collage", "solids", "lowlight",
      "bokeh", "pixelart"),
-    0.35, (540, 720, 1080, 720, 480, 1080, 540, 720, 360, 1080, 720, 540),
+    0.35, (540, 720, 1080, 270, 480, 1080, 540, 720, 360, 270, 720, 540),
     (16 / 9, 9 / 16, 16 / 9, 4 / 3, 16 / 9, 1.0, 9 / 16, 2.35),
 )
 LARGEST_ZOOM = 3.0
@@ -70,9 +70,13 @@ def render(scene: scenes.Scene) -> np.ndarray:
 
 
 def proxy_lines(scene: scenes.Scene, data: Data) -> int:
-    """Short side at which VMAF compares a scene's clips: a wide one's own, as users' are judged."""
+    """Short side at which VMAF compares a scene's clips.
+
+    Where wide scenes are asked for, every training clip's own, as users' clips are judged: else a
+    model learns from the others that small clips are bad.
+    """
     own = min(scene.height, scene.width)
-    return own if scene.dataset == NAME else data.proxy_lines
+    return own if data.wide_scenes and scene.split == "train" else data.proxy_lines
 
 
 def recipe(scene: scenes.Scene) -> dict:
