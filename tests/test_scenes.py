@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import ndimage
 
@@ -181,37 +180,6 @@ def test_a_wide_scene_is_judged_at_its_own_lines(tmp_path):
     own, declared = (labels.vmaf([tmp_path / f"{last['video']}.mp4"], reference, lines,
                                  FIT.data.proxy_every)[0].proxy for lines in (180, 360))
     assert last["crf"] > 20 and last["proxy"] == own != declared
-
-
-def test_training_clips_beside_wide_ones_are_too_though_other_labels_of_them_are_known(tmp_path):
-    scene = dataclasses.replace(next(s for s in POCKET if s.split == "train" and not s.codecs),
-                                height=180, width=320, frames=4)
-    alone = dataclasses.replace(FIT.data, wide_scenes=0)
-    folders = [tmp_path / name for name in "abc"]
-    for folder in folders:
-        folder.mkdir()
-    known = ladder.read_committed(tmp_path)
-    known = pd.DataFrame(ladder.make(scene, alone, folders[0], known)).set_index("video")
-    found = [[row["proxy"] for row in ladder.make(scene, data, folder, known)]
-             for data, folder in zip((alone, FIT.data), folders[1:], strict=True)]
-    assert found[0] == known["proxy"].tolist() and min(known["proxy"]) < 95
-    assert all(own != declared for own, declared in zip(*found, strict=True) if declared < 95)
-    other = dataclasses.replace(scene, split="validation")
-    assert wide.proxy_lines(other, FIT.data) == alone.proxy_lines
-
-
-def test_wide_scenes_are_as_large_as_what_people_score_photographs_among_them():
-    made = wide.catalog(FIT.data)
-    photos = [s for s in made if s.family == "photo"]
-    for part in (made, photos):
-        lines = [min(s.width, s.height) for s in part]
-        assert np.mean([n >= 540 for n in lines]) > 0.4 and {270, 720, 1080} <= {*lines}
-    for s in photos:
-        view = scenes.photograph(s.source)[0]
-        assert max(s.width / view.width, s.height / view.height) <= (
-            wide.LARGEST_ZOOM / scenes.MARGIN)
-    trained = {name for name, photo in scenes.PHOTOS.items() if photo.split == "train"}
-    assert {s.source for s in photos} == trained
 
 
 def test_wide_levels_come_in_close_pairs_that_x264_knows():

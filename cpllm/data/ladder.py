@@ -416,12 +416,8 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
 
 
 def _label(rows, pristine, scene, data, root, known) -> None:
-    """Fill in `proxy` and `psnr`, in place; only clips with unknown frames are measured.
-
-    Known labels are of `data.proxy_lines`: where others are asked for, all are measured.
-    """
-    unknown, lines = [], wide.proxy_lines(scene, data)
-    known = known if lines == data.proxy_lines else known.iloc[:0]
+    """Fill in `proxy` and `psnr`, in place; only clips with unknown frames are measured."""
+    unknown = []
     for row in rows:
         if row["video"] in known.index and known.at[row["video"], "sha256"] == row["sha256"]:
             row |= {k: float(known.at[row["video"], k]) for k in labels.Label._fields}
@@ -433,6 +429,7 @@ def _label(rows, pristine, scene, data, root, known) -> None:
         reference = Path(folder, "pristine.mp4")
         encode(pristine, reference, crf=0, fps=scene.fps, preset="ultrafast")  # CRF 0: lossless
         paths = [root / f"{row['video']}.mp4" for row in unknown]
+        lines = wide.proxy_lines(scene, data)
         measured = labels.vmaf(paths, reference, lines, data.proxy_every)
     for row, label in zip(unknown, measured, strict=True):
         row |= label._asdict()

@@ -29,34 +29,17 @@ KIND = scenes.Set(
     "train",
     ("collage", "text", "leaves", "collage", "cartoon", "terrain", "collage", "solids", "lowlight",
      "bokeh", "pixelart"),
-    0.35, (540, 720, 1080, 270, 480, 1080, 540, 720, 360, 270, 720, 540),
+    0.35, (540, 720, 540, 360, 540, 480, 1080, 540, 270, 720, 540, 360),
     (16 / 9, 9 / 16, 16 / 9, 4 / 3, 16 / 9, 1.0, 9 / 16, 2.35),
 )
-LARGEST_ZOOM = 3.0
-"""A photograph is enlarged at most so much, on the average of pixels: cameras' pictures are softer
-than their files are large. `scenes.LARGEST_ZOOM` is for the tables' scenes."""
 
 
 def catalog(data: Data) -> tuple[scenes.Scene, ...]:
     """`data.wide_scenes` scenes; none of a test set, none of a family in `scenes.UNSEEN`."""
     n = data.wide_scenes
-    any_size = KIND._replace(lines=(min(KIND.lines) // 4,))  # which every photograph fills
-    photos = scenes._photographs(NAME, any_size, False, round(KIND.photos * n), data)
-    photos = [_enlarged(photo, k, data) for k, photo in enumerate(photos)]
+    photos = scenes._photographs(NAME, KIND, False, round(KIND.photos * n), data)
     worlds = scenes._worlds(NAME, KIND, False, n - len(photos), data)
     return tuple(replace(scene, frames=FRAMES) for scene in (*photos, *worlds))
-
-
-def _enlarged(scene: scenes.Scene, k: int, data: Data) -> scenes.Scene:
-    """A photograph's k-th scene in the next of KIND's sizes to which it can be enlarged."""
-    photo = scenes.photograph(scene.source)[0].size
-    start = k + k // len(KIND.aspects)  # so that no photograph always has the same size
-    turns = range(start, start + len(KIND.lines) * len(KIND.aspects))
-    sizes = (scenes._size(KIND.lines[i % len(KIND.lines)], KIND.aspects[i % len(KIND.aspects)],
-                          data.max_lines) for i in turns)
-    room = [LARGEST_ZOOM * side / scenes.MARGIN for side in photo]
-    width, height = next(s for s in sizes if s[0] <= room[0] and s[1] <= room[1])
-    return replace(scene, width=width, height=height)
 
 
 def render(scene: scenes.Scene) -> np.ndarray:
@@ -70,13 +53,9 @@ def render(scene: scenes.Scene) -> np.ndarray:
 
 
 def proxy_lines(scene: scenes.Scene, data: Data) -> int:
-    """Short side at which VMAF compares a scene's clips.
-
-    Where wide scenes are asked for, every training clip's own, as users' clips are judged: else a
-    model learns from the others that small clips are bad.
-    """
+    """Short side at which VMAF compares a scene's clips: a wide one's own, as users' are judged."""
     own = min(scene.height, scene.width)
-    return own if data.wide_scenes and scene.split == "train" else data.proxy_lines
+    return own if scene.dataset == NAME else data.proxy_lines
 
 
 def recipe(scene: scenes.Scene) -> dict:
