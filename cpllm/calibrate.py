@@ -45,10 +45,11 @@ class Reading(NamedTuple):
 def taught(rows: pd.DataFrame, configuration: Mapping) -> pd.DataFrame:
     """The rows without faults that a run's training left out (`data.without_faults`).
 
+    rows: predictions; the column `distortion` is read only where faults were left out.
     configuration: as in the run's config.json; {} or an older one leaves all.
     """
-    untaught = configuration.get("data", {}).get("without_faults", ())
-    return rows[~rows["distortion"].isin(untaught)]
+    untaught = configuration.get("data", {}).get("without_faults")
+    return rows[~rows["distortion"].isin(untaught)] if untaught else rows
 
 
 def calibrate(frame: pd.DataFrame, truth: str = "proxy", level: float = 0.9,

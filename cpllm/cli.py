@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cpllm import atomic, config, verdicts
+from cpllm.data import without_avx512
 
 COLUMNS = ("path", "score", "low", "high", "word", "warnings", "error")
 SUFFIXES = frozenset((
@@ -196,11 +197,6 @@ def _quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def _as_elsewhere() -> None:
-    """No AVX-512 for NumPy, whose last bits differ with it, and some pixels of scenes with them."""
-    os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", "X86_V4 AVX512_ICL AVX512_SPR")
-
-
 def _load(args: argparse.Namespace):
     _quiet()
     from cpllm.judge import load
@@ -342,7 +338,7 @@ def build_data(args: argparse.Namespace) -> int:
 
     Clips that only differ from the committed manifest are another machine's, not bad.
     """
-    _as_elsewhere()
+    without_avx512()
     from cpllm import pipeline, sweep
     from cpllm.data import ladder
 
@@ -363,7 +359,7 @@ def build_data(args: argparse.Namespace) -> int:
 
 def check_labels(args: argparse.Namespace) -> int:
     """The largest difference of each label; 1 if VMAF's is more than ladder.TOLERANCE."""
-    _as_elsewhere()
+    without_avx512()
     from cpllm import pipeline
     from cpllm.data import ladder
 
@@ -454,7 +450,7 @@ def train_model(args: argparse.Namespace) -> None:
 
 def sweep_grids(args: argparse.Namespace) -> None:
     """Train what a grid lacks, then score every run that has no predictions."""
-    _as_elsewhere()
+    without_avx512()
     _quiet()
     from cpllm import pipeline, sweep
 
@@ -521,7 +517,7 @@ def verify_results(args: argparse.Namespace) -> int:
 
 def reproduce_profile(args: argparse.Namespace) -> None:
     """Data, training, scores and notebooks, as far as they are out of date."""
-    _as_elsewhere()
+    without_avx512()
     _quiet()
     from cpllm import pipeline, sweep
 

@@ -148,12 +148,23 @@ def test_frames_do_not_depend_on_avx_512(monkeypatch):
     if not (told := Path("/proc/cpuinfo")).exists() or "avx2" not in told.read_text().split():
         pytest.skip("no x86 processor with AVX2, or no Linux to ask about it")
     assert distort.X264 == {"x264-params": "asm=avx2"}
-    program = ("from cpllm import cli; cli._as_elsewhere(); from cpllm.data import distort as d;"
+    program = ("from cpllm import data; data.without_avx512();"
+               "from cpllm.data import distort as d;"
                "print(d.np.show_config('dicts')['SIMD Extensions']['found'], d.X264)")
     monkeypatch.delenv("NPY_DISABLE_CPU_FEATURES")
     seen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                           check=True)
     assert seen.stdout == "['X86_V3'] {'x264-params': 'asm=avx2'}\n" and not seen.stderr
+
+
+def test_workers_started_by_hand_do_without_avx_512_too(monkeypatch):
+    """As where a reader executes the notebook of training in Jupyter, which has imported NumPy."""
+    monkeypatch.delenv("NPY_DISABLE_CPU_FEATURES")
+    code = "__import__('numpy').show_config('dicts')['SIMD Extensions']['found']"
+    found = [came for _, came in ladder.spread([(eval, code)] * 2, 2, None)]
+    if "X86_V3" not in np.show_config("dicts")["SIMD Extensions"]["found"]:
+        pytest.skip("no x86 processor with AVX2")
+    assert found == [["X86_V3"]] * 2
 
 
 def test_second_build_makes_nothing(built, monkeypatch):

@@ -30,7 +30,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cpllm.config import Config, Data
-from cpllm.data import distort, families, labels, manifests, scenes, video, wide
+from cpllm.data import (
+    distort,
+    families,
+    labels,
+    manifests,
+    scenes,
+    video,
+    wide,
+    without_avx512,
+)
 
 ENCODERS = {
     "h264": ("libx264", distort.X264),
@@ -472,6 +481,7 @@ def spread(jobs, workers, scheduler, listen=None) -> Iterator[tuple]:
     import dask
     from distributed import Client, LocalCluster, as_completed
 
+    without_avx512()
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(UNWATCHED))
         here = scheduler or stack.enter_context(LocalCluster(
