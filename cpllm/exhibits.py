@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from cpllm import metrics, records, report
+from cpllm import grid, metrics, records, report
 from cpllm.data.scenes import UNSEEN
 
 REFERENCE = "cpllm"
@@ -193,7 +193,7 @@ def changes(profile: str, results: Path | str = "results",
     six fields differ. A field that only one of both runs knows is left out: it came later.
     """
     runs = sorted((Path(results) / profile / "runs").glob("*/config.json"))
-    flat = {p.parent.name.rpartition("-s")[0]: pd.json_normalize(records.read_json(p)).iloc[0]
+    flat = {grid.row_of(p.parent.name): pd.json_normalize(records.read_json(p)).iloc[0]
             for p in reversed(runs)}
     base = flat.get(reference, pd.Series(dtype=object)).drop("train.seed", errors="ignore")
 
