@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,8 +74,9 @@ def build_fit(profile: str, scheduler: str | None = None) -> pd.DataFrame:
 
 
 def _build_wide(cfg: config.Config, scheduler: str | None = None) -> pd.DataFrame:
-    root = config.clips(cfg, DATA / cfg.profile)
-    return ladder.build(cfg, root, manifests.TRAINING, scheduler=scheduler)
+    plain = DATA / cfg.profile
+    return ladder.build(cfg, config.clips(cfg, plain), manifests.TRAINING, scheduler=scheduler,
+                        beside=plain)
 
 
 def check_data(profile: str,
@@ -156,11 +159,20 @@ def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
         clips = config.clips(cfg, data)
         rows = manifests.read(clips / "manifest.csv").query("split == 'train'")
         store_frames(rows, clips, frame_store(clips, cfg), cfg)
+    _trim()
     for cfg in {(cfg.model.high, cfg.model.decoder): cfg for cfg in cfgs
                 if cfg.train.pretrained}.values():
         from cpllm import pretrain
 
         pretrain.ensure(cfg, data)
+
+
+def _trim() -> None:
+    """Give freed memory back: of decoding a few thousand clips glibc keeps gigabytes for itself,
+    and the runs' frames then don't stay in the system's cache.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _ship(profile: str, trained: set[str]) -> None:

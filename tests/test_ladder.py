@@ -176,6 +176,20 @@ def test_second_build_makes_nothing(built, monkeypatch):
     assert stamps(root) == before
 
 
+def test_finished_scenes_of_a_neighbour_are_copied_and_others_made(built, tmp_path, monkeypatch):
+    root, table = built
+    near, made = tmp_path / "near", []
+    shutil.copytree(root, near)
+    spoilt = table["scene"].iloc[0]
+    (near / f"{spoilt}.json").write_text("{}")
+    make = ladder.make
+    monkeypatch.setattr(ladder, "make", lambda s, *rest: made.append(s.name) or make(s, *rest))
+    again = ladder.build(TINY, tmp_path / "new", progress=False, workers=1, beside=near,
+                         committed=Path("none"))
+    assert made == [spoilt]
+    pd.testing.assert_frame_equal(again, table)
+
+
 def test_damaged_or_missing_clip_is_made_again_and_no_other(built):
     root, table = built
     before = stamps(root)

@@ -29,6 +29,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cpllm import atomic
 from cpllm.config import Config, Data
 from cpllm.data import (
     distort,
@@ -172,13 +173,14 @@ def _quarantine(written: Path, path: Path) -> None:
 
 def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: bool = True,
           workers: int | None = None, committed: Path | None = None,
-          scheduler: str | None = None) -> pd.DataFrame:
+          scheduler: str | None = None, beside: Path | None = None) -> pd.DataFrame:
     """Make every clip of the splits under `root` that isn't there, label it, list it.
 
     A label is taken from the committed manifest (`committed`/<split>.csv, by default those of the
     profile in data_manifests/) where the decoded frames' hash is the same, else computed; clips
     that differ are counted and the first is named. Scenes run in parallel: in processes here, or on
     the dask cluster at the address `scheduler`, whose workers see `root` under the same path.
+    `beside`: a folder whose finished scenes are copied where this would make the same.
 
     Returns the manifest, also written to <root>/manifest.csv. BuildError at the end, when the
     other scenes are done, if some failed: <root>/failed.csv names each clip with its error,
@@ -188,6 +190,8 @@ def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: 
     committed = COMMITTED / config.profile if committed is None else committed
     known = read_committed(committed, splits)
     chosen = [s for s in catalog(config.data) if s.split in splits]
+    if beside:
+        _adopt(chosen, config.data, root, beside)
     rows = {s.name: done for s in chosen if (done := _recorded(s, config.data, root)) is not None}
     waiting = [s for s in chosen if s.name not in rows]
     if progress:
@@ -523,6 +527,15 @@ def _recorded(scene: scenes.Scene, data: Data, root: Path) -> list[dict] | None:
         return held["rows"] if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _adopt(chosen, data, root: Path, other: Path) -> None:
+    """Copy the finished scenes of another folder that this one lacks; the record comes last."""
+    for scene in chosen:
+        if _recorded(scene, data, root) is None and (rows := _recorded(scene, data, other)):
+            for name in (*(f"{row['video']}.mp4" for row in rows), f"{scene.name}.json"):
+                with atomic.whole(root / name) as part:
+                    shutil.copyfile(other / name, part)
 
 
 def _file_sha256(path: Path) -> str:
