@@ -138,7 +138,6 @@ class Train:
     single_share: float = 0.5  # of a mixed batch; not specified in the paper
     within_share: float = 0.5  # of pairs: both members from one source; not specified
     regress_on: str = "originals"  # Eq. 2's set M: originals | all
-    level_share: float = 0.0  # of an undistorted clip's label, its CRF's: `labels.levelled`
     frames: int = 2  # key frames of a training video that are kept decoded; a step draws one
     patches: int = 0  # of a frame in a step; 0: all K
     max_text: int = 512  # L

@@ -31,7 +31,7 @@ from rich.progress import (
 from tokenizers import Tokenizer
 
 from cpllm import config, features, losses, mesh, metrics, pretrain, records
-from cpllm.data import annotate, labels, manifests, text
+from cpllm.data import annotate, manifests, text
 from cpllm.data.batches import Batch, PairBatches, frame_store, prefetch, store_frames
 from cpllm.infer import Scorer
 from cpllm.model import rivals, weights
@@ -401,7 +401,6 @@ def run(
     rows = {s: table[table["split"] == s] for s in manifests.TRAINING}
     for of, names in (("family", cfg.data.without), ("distortion", cfg.data.without_faults)):
         rows["train"] = manifests.without(rows["train"], names, of)
-    rows["train"] = labels.levelled(rows["train"], cfg.train.level_share)
     look = validation_look(_some_scenes(rows["validation"], cfg.train.select_scenes), clips)
     kept = records.checkpoints(data, run_id)
     if not resume:

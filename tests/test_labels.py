@@ -65,32 +65,6 @@ def test_every_second_frame_gives_nearly_the_same(ffmpeg, pristine, variant):
     assert second.proxy != every.proxy and abs(second.proxy - every.proxy) < 3
 
 
-def scenes_of_unlike_cost():
-    """Two scenes' ladders on logistic curves 20 points apart in the middle, one clip with noise."""
-    crf = np.arange(13, 52, 2)
-    usual = 10 + 85 / (1 + np.exp((crf - 35) / 4))
-    table = pd.concat([pd.DataFrame({"crf": crf, "distortion": "none", "proxy": usual + by})
-                       for by in (-10, 10)], ignore_index=True)
-    noisy = pd.DataFrame({"crf": [35], "distortion": ["noise"], "proxy": [33.0]})
-    return pd.concat([table, noisy], ignore_index=True), usual
-
-
-def test_levelled_labels_are_their_crfs_alone_and_faults_keep_theirs():
-    table, usual = scenes_of_unlike_cost()
-    found = labels.levelled(table, 1.0)["proxy"].to_numpy()
-    assert found[-1] == 33
-    for scene in (found[:20], found[20:40]):
-        np.testing.assert_allclose(scene, usual.clip(0, 100), atol=1e-3)
-    half = labels.levelled(table, 0.5)["proxy"].to_numpy()
-    np.testing.assert_allclose(half[:40], (found[:40] + table.proxy[:40]) / 2)
-    assert labels.levelled(table, 0.0) is table
-
-
-def test_labels_without_a_crf_cannot_be_levelled():
-    with pytest.raises(ValueError, match=r"train\.level_share: expected clips with a CRF"):
-        labels.levelled(pd.DataFrame({"quality": [50.0]}), 1.0)
-
-
 def test_dmos_proxy_is_what_the_variant_lost_against_its_own_original():
     rows = [("a", "original", "none", 95.0), ("a", "variant", "none", 70.0),
             ("a", "original", "blur", 60.0), ("a", "variant", "blur", 55.0),

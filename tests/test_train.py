@@ -87,19 +87,6 @@ def test_a_start_of_another_shape_is_refused(result, data, tmp_path):
         train.run(cfg, "other", data, tmp_path, start=data / "weights" / "default-s0.safetensors")
 
 
-def test_training_with_levelled_labels_sees_one_for_each_crf(data, tmp_path, monkeypatch):
-    def catch(cfg, rows, *_, **__):
-        raise InterruptedError(rows)
-
-    monkeypatch.setattr(train, "fit", catch)
-    for share, several in (0.0, True), (1.0, False):
-        with pytest.raises(InterruptedError) as caught:
-            train.run(config.replace(CFG, level_share=share), "levelled", data, tmp_path)
-        rows = caught.value.args[0]
-        labels = rows[rows["distortion"] == "none"].groupby("crf")["proxy"].nunique()
-        assert len(labels) == 5 and (labels > 1).any() == several
-
-
 def test_training_opens_no_test_video(data, tmp_path, monkeypatch):
     for path in data.glob("test_*.mp4"):
         path.rename(path.with_suffix(".hidden"))

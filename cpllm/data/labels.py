@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from cpllm import metrics
 from cpllm.data import video
 
 GROUP = 9
@@ -44,23 +43,6 @@ def dmos_proxy(table: pd.DataFrame) -> pd.Series:
     originals = table[table["role"] == "original"].drop_duplicates(keys).set_index(keys)["proxy"]
     before = originals.reindex(pd.MultiIndex.from_frame(table[keys])).to_numpy()
     return (before - table["proxy"]).where(table["role"] == "variant").rename("dmos_proxy")
-
-
-def levelled(table: pd.DataFrame, share: float) -> pd.DataFrame:
-    """The table with undistorted clips' `proxy` drawn towards what their CRF has on the average.
-
-    share: 0 leaves each clip its own FR-proxy, 1 leaves the logistic curve of all over CRF. What a
-    CRF costs one scene more than another is little, and from a few hundred scenes a model learns
-    to guess it from their content, which misleads it on any other. ValueError without CRFs.
-    """
-    if not share:
-        return table
-    if "crf" not in table:
-        raise ValueError("train.level_share: expected clips with a CRF, got none; set it to 0")
-    clean = table["distortion"] == "none"
-    level, own = -table.loc[clean, "crf"], table.loc[clean, "proxy"]
-    usual = metrics.logistic(level, *metrics.fit_logistic(own, level)).clip(0, 100)
-    return table.assign(proxy=table["proxy"].mask(clean, (1 - share) * own + share * usual))
 
 
 def vmaf(clips: Sequence[Path], reference: Path, lines: int, every: int = 1) -> list[Label]:
