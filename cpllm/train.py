@@ -242,8 +242,7 @@ def _loop(
                 log = {**log, "history": [*log["history"], looked], "recent": []}
             stop = asked(i)
             if kept and ((i % cfg.save_every == 0 and not rising) or stop):
-                norm = jax.block_until_ready(_norm(state.params))  # on all devices, float() on one
-                if not np.isfinite(float(norm)):
+                if not np.isfinite(float(_norm(state.params))):
                     _stop("expected finite parameters after it, got others", i, batches, kept)
                 kept.save(i, state, log, looked, wait=stop)
             if stop and i < cfg.steps:

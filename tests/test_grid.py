@@ -342,9 +342,11 @@ def test_predictions_are_kept_for_splits_that_were_not_scored(checkout):
 
 def test_where_programs_are_kept_is_told_only_to_what_is_started_meanwhile(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as dask tells its workers
     before = dict(os.environ)
     with grid._programs_kept(tmp_path):
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
+        assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
     assert dict(os.environ) == before
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
     with grid._programs_kept(tmp_path):

@@ -34,10 +34,8 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[..., n_in] → [..., n_out]."""
-        # One product of two matrices: XLA on a CPU copies an operand of a longer one's gradient.
-        y = x.reshape(-1, x.shape[-1]) @ gathered(self.kernel[...].astype(x.dtype))
-        y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
-        return y.reshape(*x.shape[:-1], -1)
+        y = x @ gathered(self.kernel[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class Norm(nnx.Module):
