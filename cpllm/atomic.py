@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,13 @@ def whole(path: Path) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's content, into a folder that is made where there is none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole(target) as part:
+        shutil.copyfile(source, part)
 
 
 def tidy(folder: Path) -> None:

@@ -183,15 +183,9 @@ def _ship(profile: str, trained: set[str]) -> None:
     if run_id not in trained:
         return
     chapter = RESULTS / profile / "notebooks" / grid.NOTEBOOK
-    _copy(DATA / profile / "notebooks" / f"{run_id}.ipynb", chapter)
+    atomic.copy(DATA / profile / "notebooks" / f"{run_id}.ipynb", chapter)
     if DEFAULT.stem == profile:
-        _copy(DATA / profile / "weights" / f"{run_id}.safetensors", DEFAULT)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.whole(target) as part:
-        shutil.copyfile(source, part)
+        atomic.copy(DATA / profile / "weights" / f"{run_id}.safetensors", DEFAULT)
 
 
 def pretrain_towers(profile: str, fresh: bool) -> None:

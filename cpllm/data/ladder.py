@@ -190,9 +190,8 @@ def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: 
     committed = COMMITTED / config.profile if committed is None else committed
     known = read_committed(committed, splits)
     chosen = [s for s in catalog(config.data) if s.split in splits]
-    if beside:
-        _adopt(chosen, config.data, root, beside)
-    rows = {s.name: done for s in chosen if (done := _recorded(s, config.data, root)) is not None}
+    rows = {s.name: done for s in chosen if (done := _recorded(s, config.data, root)
+                                             or _adopted(s, config.data, root, beside))}
     waiting = [s for s in chosen if s.name not in rows]
     if progress:
         n = sum(len(clips(s, config.data)) for s in waiting)
@@ -529,13 +528,12 @@ def _recorded(scene: scenes.Scene, data: Data, root: Path) -> list[dict] | None:
         return None
 
 
-def _adopt(chosen, data, root: Path, other: Path) -> None:
-    """Copy the finished scenes of another folder that this one lacks; the record comes last."""
-    for scene in chosen:
-        if _recorded(scene, data, root) is None and (rows := _recorded(scene, data, other)):
-            for name in (*(f"{row['video']}.mp4" for row in rows), f"{scene.name}.json"):
-                with atomic.whole(root / name) as part:
-                    shutil.copyfile(other / name, part)
+def _adopted(scene: scenes.Scene, data: Data, root: Path, beside: Path | None) -> list[dict] | None:
+    """A scene's rows, if another folder has it finished; it is copied, the record last."""
+    rows = _recorded(scene, data, beside) if beside else None
+    for name in (*(row["video"] + ".mp4" for row in rows), f"{scene.name}.json") if rows else ():
+        atomic.copy(beside / name, root / name)
+    return rows
 
 
 def _file_sha256(path: Path) -> str:
