@@ -215,7 +215,7 @@ def test_the_packages_weights_are_copied_whole_or_not_at_all(tmp_path, monkeypat
         target.write_text(source.read_text()[:100])
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr(pipeline.shutil, "copyfile", half)
+    monkeypatch.setattr(atomic.shutil, "copyfile", half)
     with pytest.raises(OSError, match="No space left"):
-        pipeline._copy(tmp_path / "new", tmp_path / "old")
+        atomic.copy(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old").read_text() == "old"
