@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -159,20 +158,11 @@ def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
         clips = config.clips(cfg, data)
         rows = manifests.read(clips / "manifest.csv").query("split == 'train'")
         store_frames(rows, clips, frame_store(clips, cfg), cfg)
-    _trim()
     for cfg in {(cfg.model.high, cfg.model.decoder): cfg for cfg in cfgs
                 if cfg.train.pretrained}.values():
         from cpllm import pretrain
 
         pretrain.ensure(cfg, data)
-
-
-def _trim() -> None:
-    """Give freed memory back: of decoding a few thousand clips glibc keeps gigabytes for itself,
-    and the runs' frames then don't stay in the system's cache.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # glibc's alone
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _ship(profile: str, trained: set[str]) -> None:

@@ -242,7 +242,8 @@ def _loop(
                 log = {**log, "history": [*log["history"], looked], "recent": []}
             stop = asked(i)
             if kept and ((i % cfg.save_every == 0 and not rising) or stop):
-                if not np.isfinite(float(_norm(state.params))):
+                norm = jax.block_until_ready(_norm(state.params))  # on all devices, float() on one
+                if not np.isfinite(float(norm)):
                     _stop("expected finite parameters after it, got others", i, batches, kept)
                 kept.save(i, state, log, looked, wait=stop)
             if stop and i < cfg.steps:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cpllm.config import Data
-from cpllm.data import scenes, video
+from cpllm.data import scenes, video, without_avx512
 
 NAME = "pictures"
 KIND = scenes.Set("train", scenes.SEEN, 0.1, (160, 216, 160, 270, 192),
@@ -37,6 +37,7 @@ def draw(count: int, size: int, data: Data) -> tuple[np.ndarray, pd.DataFrame]:
     if count < 100:  # less than what processes take to start
         drawn = [one(scene) for scene in chosen]
     else:
+        without_avx512()
         with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
             drawn = list(pool.map(one, chosen, chunksize=20))
     rows = [{"video": s.name, "content": s.content, "style": s.style} for s in chosen]

@@ -34,8 +34,10 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[..., n_in] → [..., n_out]."""
-        y = x @ gathered(self.kernel[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        # One product of two matrices: XLA on a CPU copies an operand of a longer one's gradient.
+        y = x.reshape(-1, x.shape[-1]) @ gathered(self.kernel[...].astype(x.dtype))
+        y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y.reshape(*x.shape[:-1], -1)
 
 
 class Norm(nnx.Module):

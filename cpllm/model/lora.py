@@ -18,7 +18,9 @@ class Adapter(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[..., n_in] → [..., n_out], to be added to the projection's output."""
-        return (x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])  # as in `layers.Dense`
+        y = (rows @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype)
+        return y.reshape(*x.shape[:-1], -1)
 
 
 def trainable(model: config.Model) -> nnx.filterlib.Filter:
