@@ -158,7 +158,7 @@ def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
         clips = config.clips(cfg, data)
         rows = manifests.read(clips / "manifest.csv").query("split == 'train'")
         store_frames(rows, clips, frame_store(clips, cfg), cfg)
-    for cfg in {(cfg.model.high, cfg.model.decoder): cfg for cfg in cfgs
+    for cfg in {(cfg.model.high, cfg.model.decoder, cfg.pretrain): cfg for cfg in cfgs
                 if cfg.train.pretrained}.values():
         from cpllm import pretrain
 

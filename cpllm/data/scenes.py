@@ -24,6 +24,9 @@ from cpllm.data.families import Layer
 MARGIN = 1.16
 """Canvas side over frame side: the room that the camera moves in."""
 
+FETCHED = Path(__file__).resolve().parents[2] / "data" / "photographs"
+"""Packages that are there for their photographs alone: see `wide`."""
+
 LARGEST_ZOOM = 1.3
 """A photograph is enlarged at most so much: beyond, a pristine original looks blurred."""
 
@@ -51,7 +54,10 @@ class Scene:
 
 
 class Photo(NamedTuple):
-    """A photograph: its files under the package's folder, and a tint for a grey one."""
+    """A photograph: its files under the package's folder, and a tint for a grey one.
+
+    split: one of SPLITS, or "fit" for those of wide scenes, whose packages lie in FETCHED.
+    """
 
     split: str
     package: str
@@ -261,12 +267,15 @@ def _size(lines: int, aspect: float, most: int) -> tuple[int, int]:
 def photograph(name: str) -> tuple[Image.Image, ...]:
     """The views of a photograph as RGB, tinted where the catalog says so."""
     photo = PHOTOS[name]
-    root = Path(importlib.util.find_spec(photo.package).origin).parent
+    root = FETCHED / photo.package
+    if photo.split in SPLITS:
+        root = Path(importlib.util.find_spec(photo.package).origin).parent
     views = []
     for file in photo.files:
         if not (root / file).is_file():
-            raise FileNotFoundError(f"scene {name!r} needs {file}, which the installed package "
-                                    f"{photo.package!r} lacks (looked in {root}); reinstall it")
+            raise FileNotFoundError(f"scene {name!r} needs {file}, which the package "
+                                    f"{photo.package!r} lacks (looked in {root}); reinstall it, or "
+                                    "let cpllm data --fit fetch it")
         view = np.asarray(Image.open(root / file).convert("RGB"), np.float32) * photo.tint
         views.append(families.picture(view))
     return tuple(views)

@@ -18,12 +18,10 @@ FRAMES = 8
 PRESETS = ("veryfast", "medium", "superfast", "fast")
 """Of x264, in turn over the scenes: users' encoders aren't all of one speed."""
 
-WEAR = {"upscale": 0.5, "noise": 0.25, "recompress": 0.65}
-"""What a share WORN of the originals carries of each, at most so strongly, in any order. The clips
-that people score were soft, noisy and compressed before anyone compared them, often at another
-size, and their FR-proxy counts from there."""
-
-WORN = 0.6
+WEAR = {"noise": (0.5, 0.25), "upscale": (0.5, 0.5), "recompress": (0.85, 0.65)}
+"""What the originals carry, in the order in which a camera and an upload do it: the share that have
+it, and how strong it is at most. The clips that people score were soft, noisy and compressed before
+anyone compared them, often at another size, and their FR-proxy counts from there."""
 
 KIND = scenes.Set(
     "train",
@@ -45,9 +43,9 @@ def catalog(data: Data) -> tuple[scenes.Scene, ...]:
 def render(scene: scenes.Scene) -> np.ndarray:
     """Film a scene of any set, a wide one with its wear: uint8[N, H, W, 3] RGB."""
     film, rng = scenes.render(scene), np.random.default_rng([scene.seed, 2])
-    for name in rng.permutation(list(WEAR)) if scene.dataset == NAME else ():
-        if rng.random() < WORN:
-            strength, seed = rng.uniform(0, WEAR[name]), int(rng.integers(2**31))
+    for name, (share, most) in WEAR.items() if scene.dataset == NAME else ():
+        if rng.random() < share:
+            strength, seed = rng.uniform(0, most), int(rng.integers(2**31))
             film = distort.apply(name, strength, film, seed)
     return film
 
@@ -60,7 +58,7 @@ def proxy_lines(scene: scenes.Scene, data: Data) -> int:
 
 def recipe(scene: scenes.Scene) -> dict:
     """What a scene's clips depend on beside what those of other sets do."""
-    return {"wear": WEAR, "worn": WORN} if scene.dataset == NAME else {}
+    return {"wear": WEAR} if scene.dataset == NAME else {}
 
 
 def preset(scene: scenes.Scene, data: Data) -> str:
