@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from cpllm import answers, atomic, baselines, calibrate, card, config, grid, records, sweep
-from cpllm.data import ladder, manifests, video
+from cpllm.data import ladder, manifests, photographs, video
 from cpllm.data.batches import frame_store, model_inputs, store_frames
 
 if TYPE_CHECKING:  # they import JAX
@@ -74,6 +74,7 @@ def build_fit(profile: str, scheduler: str | None = None) -> pd.DataFrame:
 
 def _build_wide(cfg: config.Config, scheduler: str | None = None) -> pd.DataFrame:
     plain = DATA / cfg.profile
+    photographs.fetch()
     return ladder.build(cfg, config.clips(cfg, plain), manifests.TRAINING, scheduler=scheduler,
                         beside=plain)
 

@@ -1,7 +1,8 @@
 """Scenes of the grid `fit`: many more than the tables train on, with a few close levels each.
 
 Photographs and procedural worlds of the training split alone, so that every set that a table reads
-stays unseen; larger on the average, because the clips that people score are.
+stays unseen, and photographs that no set has (`photographs`); larger on the average, because the
+clips that people score are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from cpllm.config import Data
-from cpllm.data import distort, scenes
+from cpllm.data import distort, photographs, scenes
 
 NAME = "wide"
 FRAMES = 8
@@ -23,21 +24,38 @@ WEAR = {"noise": (0.5, 0.25), "upscale": (0.5, 0.5), "recompress": (0.85, 0.65)}
 it, and how strong it is at most. The clips that people score were soft, noisy and compressed before
 anyone compared them, often at another size, and their FR-proxy counts from there."""
 
+FETCHED = 0.35
+"""Share of the scenes that show one of `photographs.SHOTS`."""
+
 KIND = scenes.Set(
     "train",
     ("collage", "text", "leaves", "collage", "cartoon", "terrain", "collage", "solids", "lowlight",
      "bokeh", "pixelart"),
-    0.35, (540, 720, 540, 360, 540, 480, 1080, 540, 270, 720, 540, 360),
+    0.15, (540, 720, 540, 360, 540, 480, 1080, 540, 270, 720, 540, 360),
     (16 / 9, 9 / 16, 16 / 9, 4 / 3, 16 / 9, 1.0, 9 / 16, 2.35),
 )
 
 
 def catalog(data: Data) -> tuple[scenes.Scene, ...]:
     """`data.wide_scenes` scenes; none of a test set, none of a family in `scenes.UNSEEN`."""
-    n = data.wide_scenes
+    n, new = data.wide_scenes, round(FETCHED * data.wide_scenes)
     photos = scenes._photographs(NAME, KIND, False, round(KIND.photos * n), data)
-    worlds = scenes._worlds(NAME, KIND, False, n - len(photos), data)
-    return tuple(replace(scene, frames=FRAMES) for scene in (*photos, *worlds))
+    worlds = scenes._worlds(NAME, KIND, False, n - new - len(photos), data)
+    return tuple(replace(scene, frames=FRAMES) for scene in (*photos, *_fetched(new, data), *worlds))
+
+
+def _fetched(count: int, data: Data) -> list[scenes.Scene]:
+    """`count` scenes over the fetched photographs in turn: by their sizes, no file is opened."""
+    sizes = sorted({scenes._size(lines, aspect, data.max_lines)
+                    for lines in KIND.lines for aspect in KIND.aspects}, key=min)
+    made = []
+    for k in range(count):
+        name, shot = [*photographs.SHOTS.items()][k % len(photographs.SHOTS)]
+        room = scenes._fitting(shot.size, sizes)
+        size = room[(7 * (k // len(photographs.SHOTS)) + 3 * k) % len(room)]
+        made.append(scenes._scene(NAME, KIND, False, name, "photo", size, k, data, shot.content,
+                                  shot.style))
+    return made
 
 
 def render(scene: scenes.Scene) -> np.ndarray:
