@@ -37,7 +37,7 @@ class Dense(nnx.Module):
         # One product of two matrices: XLA on a CPU copies an operand of a longer one's gradient.
         y = x.reshape(-1, x.shape[-1]) @ gathered(self.kernel[...].astype(x.dtype))
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class Norm(nnx.Module):

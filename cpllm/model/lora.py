@@ -20,7 +20,7 @@ class Adapter(nnx.Module):
         """[..., n_in] → [..., n_out], to be added to the projection's output."""
         rows = x.reshape(-1, x.shape[-1])  # as in `layers.Dense`
         y = (rows @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype)
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def trainable(model: config.Model) -> nnx.filterlib.Filter:
