@@ -12,7 +12,7 @@ from scipy import fft
 from cpllm import config, train
 from cpllm.model import layers, videoprism, weights
 from cpllm.model.cpllm import CPLLM, positions, prefix_mask
-from cpllm.model.lora import trainable
+from cpllm.model.lora import Adapter, trainable
 from cpllm.model.siglip import patchify
 
 SMOKE = config.smoke().model
@@ -296,6 +296,17 @@ def test_rotary_embedding_keeps_lengths_and_depends_on_distance_only():
     assert jnp.linalg.norm(layers.rotate(jnp.array(q), jnp.array([[9]]))) == pytest.approx(
         np.linalg.norm(q), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 0), (0, 2, 3)])
+def test_a_linear_layer_and_its_adapter_take_any_number_of_rows_none_included(lead):
+    dense, adapter = layers.Dense(4, 5, nnx.Rngs(0)), Adapter(4, 5, 2, nnx.Rngs(1))
+    adapter.b[...] = jax.random.normal(jax.random.key(2), (2, 5))
+    x = jax.random.normal(jax.random.key(3), (*lead, 4))
+    np.testing.assert_allclose(
+        dense(x), np.matmul(x, dense.kernel[...]) + dense.bias[...], atol=1e-6)
+    np.testing.assert_allclose(
+        adapter(x), np.matmul(np.matmul(x, adapter.a[...]), adapter.b[...]), atol=1e-6)
 
 
 def test_shifted_norm_is_layer_norm_or_rms_norm_times_one_plus_scale():

@@ -11,7 +11,18 @@ import pytest
 from flax import nnx
 from scipy import ndimage
 
-from cpllm import baselines, calibrate, card, config, grid, pipeline, records, report, sweep
+from cpllm import (
+    baselines,
+    calibrate,
+    card,
+    config,
+    grid,
+    pipeline,
+    pretrain,
+    records,
+    report,
+    sweep,
+)
 from cpllm.data import ladder, manifests, text
 from cpllm.infer import Scorer
 from cpllm.model.cpllm import CPLLM
@@ -157,6 +168,16 @@ def test_the_longest_runs_are_trained_first(place, monkeypatch):
                         lambda runs, *_: order.extend(r.run_id for r in runs) or {})
     pipeline.train_grids("smoke", ["a"], score=False)
     assert order == ["a-s2", "a-s0", "a-s1"]
+
+
+def test_each_kind_of_pretraining_is_done_once_before_runs_start(place, monkeypatch):
+    small = config.replace(config.preset("smoke"), pretrained=True)
+    longer = config.replace(small, **{"pretrain.view_steps": 40})
+    ladder.build(small, place / "data" / "smoke", ("train",), workers=1)
+    asked = []
+    monkeypatch.setattr(pretrain, "ensure", lambda cfg, _: asked.append(cfg.pretrain.view_steps))
+    pipeline._prepare("smoke", [small, config.replace(small, seed=1), longer])
+    assert asked == [small.pretrain.view_steps, 40]
 
 
 def test_reproduce_leaves_benchmarks_alone():

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from cpllm import config, grid, records
-from cpllm.data import labels, ladder, scenes, wide
+from cpllm.data import labels, ladder, photographs, scenes, wide
 
 SMOKE = scenes.catalog(config.smoke().data)
 POCKET = scenes.catalog(config.pocket().data)
@@ -193,7 +193,7 @@ def test_wide_levels_come_in_close_pairs_that_x264_knows():
 
 def test_most_wide_originals_are_worn_alike_at_each_call_and_others_never():
     small = [dataclasses.replace(s, width=96, height=64, frames=3)
-             for s in wide.catalog(FIT.data)[::12]]
+             for s in wide.catalog(FIT.data) if s.source not in photographs.SHOTS][::12]
     worn = [not np.array_equal(wide.render(s), scenes.render(s)) for s in small]
     assert len(small) / 2 < sum(worn) < len(small)
     assert np.array_equal(wide.render(small[0]), wide.render(small[0]))

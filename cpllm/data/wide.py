@@ -41,7 +41,8 @@ def catalog(data: Data) -> tuple[scenes.Scene, ...]:
     n, new = data.wide_scenes, round(FETCHED * data.wide_scenes)
     photos = scenes._photographs(NAME, KIND, False, round(KIND.photos * n), data)
     worlds = scenes._worlds(NAME, KIND, False, n - new - len(photos), data)
-    return tuple(replace(scene, frames=FRAMES) for scene in (*photos, *_fetched(new, data), *worlds))
+    made = (*photos, *_fetched(new, data), *worlds)
+    return tuple(replace(scene, frames=FRAMES) for scene in made)
 
 
 def _fetched(count: int, data: Data) -> list[scenes.Scene]:
