@@ -99,7 +99,8 @@ def parser() -> argparse.ArgumentParser:
     data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
     data.add_argument("--check", action="store_true",
                       help="only check what is there, against itself and the committed manifest")
-    data.add_argument("--fit", action="store_true", help="those of the grid `fit`, beside them; fetches photographs by pip")
+    data.add_argument("--fit", action="store_true",
+                      help="those of the grid `fit`, beside them; fetches photographs by pip")
     data.add_argument("--commit", action="store_true",
                       help="then let data_manifests/<profile> hold what was made (maintainers)")
     again = verb("labels", check_labels, "Measure the clips' labels again; compare the committed.")
