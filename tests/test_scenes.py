@@ -95,7 +95,7 @@ def test_other_codecs_are_for_test_scenes_only():
     assert {s.family == "photo" for s in several} == {True, False}
 
 
-@pytest.mark.parametrize("name", scenes.PHOTOS)
+@pytest.mark.parametrize("name", sorted(scenes.PHOTOS.keys() - photographs.SHOTS))
 def test_every_photograph_loads(name):
     for view in scenes.photograph(name):
         assert view.mode == "RGB" and min(view.size) >= 170 and np.asarray(view).std() > 5
