@@ -77,7 +77,9 @@ SHOTS = {
     "peak": Shot(CROP, "nature-1.jpg", (4896, 3264), "a snowy mountain at night", NIGHT),
     "walker": Shot(CROP, "travel-1.jpg", (2200, 1467), "a woman on sand", OUT),
 }
+"""By the name of their source; sizes are written down, so that a catalog opens no file."""
 
+# Where `scenes.photograph` looks for them, in a split that no set draws from.
 scenes.PHOTOS |= {name: scenes.Photo("fit", shot.package, (shot.file,), shot.content, shot.style)
                   for name, shot in SHOTS.items()}
 
