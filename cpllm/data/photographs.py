@@ -95,9 +95,10 @@ def fetch() -> None:
                    f"--requirement={REQUIREMENTS}", f"--dest={folder}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
+            said = done.stderr.rpartition("ERROR: ")[2].strip()
             raise RuntimeError(f"{len(missing)} photographs of wide scenes are missing (first: "
                                f"{missing[0].file}), and pip could not bring the packages in "
-                               f"{REQUIREMENTS.name}: {done.stderr.strip()[-500:]}")
+                               f"{REQUIREMENTS.name}: {said}")
         for archive in [*Path(folder).iterdir()]:
             _unpack(archive)
         for shot in missing:
