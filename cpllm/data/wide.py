@@ -46,11 +46,11 @@ def _fetched(count: int, data: Data) -> list[scenes.Scene]:
     """`count` scenes over the fetched photographs in turn: by their sizes, no file is opened."""
     sizes = sorted({scenes._size(lines, aspect, data.max_lines)
                     for lines in KIND.lines for aspect in KIND.aspects}, key=min)
-    made = []
+    shots, made = [*photographs.SHOTS.items()], []
     for k in range(count):
-        name, shot = [*photographs.SHOTS.items()][k % len(photographs.SHOTS)]
+        name, shot = shots[k % len(shots)]
         room = scenes._fitting(shot.size, sizes)
-        size = room[(7 * (k // len(photographs.SHOTS)) + 3 * k) % len(room)]
+        size = room[(7 * (k // len(shots)) + 3 * k) % len(room)]
         made.append(scenes._scene(NAME, KIND, False, name, "photo", size, k, data, shot.content,
                                   shot.style))
     return made
