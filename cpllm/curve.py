@@ -125,23 +125,31 @@ def climb(judge: Judge, path: str | Path, crfs: Sequence[int] = (), codec: str =
     crfs, most = sorted(set(crfs or CRFS[codec])), CRFS[codec][-1]
     if not 0 <= crfs[0] <= crfs[-1] <= most:
         raise ValueError(f"{codec}: expected CRFs from 0 to {most}; got {crfs[0]} to {crfs[-1]}")
-    probe = video.probe(path)
-    n = probe.frames if seconds is None else min(probe.frames, max(1, round(seconds * probe.fps)))
-    with tempfile.TemporaryDirectory(prefix="cpllm-") as folder, \
-            ThreadPoolExecutor(os.cpu_count()) as pool:
-        files = [Path(folder) / f"{Path(path).stem}@crf{crf}.mp4" for crf in crfs]
-        jobs = [pool.submit(ladder.encode, _shots(path, n), file, crf, probe.fps or 25, codec,
-                            preset) for crf, file in zip(crfs, files, strict=True)]
-        for job in jobs:
-            job.result()
+    with tempfile.TemporaryDirectory(prefix="cpllm-") as folder:
+        files = encodes(path, Path(folder), crfs, codec, preset, seconds)
         rungs = []
         for crf, file, score in zip(crfs, files, judge.scores(files), strict=True):
             if isinstance(score, Exception):
                 raise score
-            kbps = file.stat().st_size * 8 * (probe.fps or 25) / n / 1000
+            made = video.probe(file)
+            kbps = file.stat().st_size * 8 * made.fps / made.frames / 1000
             rungs.append(Rung(crf, kbps, replace(score, path=file.name)))
     step = max(judge.card.step, NOTICED) if judge.card else None
     return Curve(str(path), codec, preset, tuple(rungs), step)
+
+
+def encodes(path: str | Path, folder: Path, crfs: Sequence[int], codec: str = "h264",
+            preset: str = "medium", seconds: float | None = None) -> list[Path]:
+    """A video's encodes in a folder, `<stem>@crf<n>.mp4`, made side by side: see `climb`."""
+    probe = video.probe(path)
+    n = probe.frames if seconds is None else min(probe.frames, max(1, round(seconds * probe.fps)))
+    files = [folder / f"{Path(path).stem}@crf{crf}.mp4" for crf in crfs]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(ladder.encode, _shots(path, n), file, crf, probe.fps or 25, codec,
+                            preset) for crf, file in zip(crfs, files, strict=True)]
+        for job in jobs:
+            job.result()
+    return files
 
 
 def _shots(path: str | Path, n: int) -> Iterator[av.VideoFrame]:

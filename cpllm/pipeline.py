@@ -467,14 +467,14 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
                    ("cpllm/weights/{profile}.safetensors",)),
         sweep.Step("answers", answer_runs, (), said, once=True),
         *(book for name, book in sweep.NOTEBOOKS.items()
-          if name not in ("15_pretrain", "20_train") and not book.timed),
+          if name not in ("15_pretrain", "20_train") and not book.apart),
     )
 
 
 def benchmark(profile: str, names: Sequence[str] = ()) -> None:
     """Execute the notebooks that time this machine (of these names), one after another."""
     preset(profile)
-    known = {name.rpartition("_")[2]: name for name, book in sweep.NOTEBOOKS.items() if book.timed}
+    known = {name.rpartition("_")[2]: name for name, book in sweep.NOTEBOOKS.items() if book.apart}
     if unknown := set(names) - set(known):
         raise ValueError(f"benchmark: expected some of {', '.join(known)}; got {min(unknown)!r}")
     for name in (known[short] for short in names or known):

@@ -73,6 +73,15 @@ def table3(profile: str, results: Path | str = "results", draws: int = 2000) -> 
     return table
 
 
+def of_footage(scored: pd.DataFrame, draws: int = 2000) -> pd.DataFrame:
+    """Table 3's measures of ladders that no manifest has; `scored` names system and seed beside
+    what `metrics` needs. Its caption is the caller's.
+    """
+    rows = [row for system, frame in scored.groupby("system", sort=False)
+            for row in measure(system, _jobs3(frame), "ok", draws)]
+    return pd.DataFrame(rows, columns=COLUMNS).astype(COUNTS)
+
+
 def validation_summary(profile: str, results: Path | str = "results",
                        draws: int = 2000) -> pd.DataFrame:
     """The rows of `table3` on the validation split, ours only: what choices may look at."""
@@ -149,7 +158,8 @@ def styled(table: pd.DataFrame, columns: tuple[str, ...] = (*STRICT, *SRCC)) -> 
     notes = lacking.groupby("system").status.first()
     wide = wide.rename(index={name: f"{name} ({note})" for name, note in notes.items()})
     wide = wide.rename_axis(index=None, columns=None)
-    return Styler(wide, caption=title(table), uuid="table", cell_ids=False)
+    caption = title(table) if table.attrs else None
+    return Styler(wide, caption=caption, uuid="table", cell_ids=False)
 
 
 def title(table: pd.DataFrame) -> str:

@@ -57,7 +57,7 @@ class Notebook:
     inputs: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)  # beside `profile`
     last: bool = False  # not before the others are done: it reads what they write
-    timed: bool = False  # measures this machine: executed by `cpllm benchmark` alone
+    apart: bool = False  # times this machine, or fetches: executed by `cpllm benchmark` alone
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,14 @@ NOTEBOOKS = {
                                "cpllm/metrics.py", "cpllm/claims.py", "cpllm/report.py"),
                  last=True),
         Notebook("75_use", MODEL),
-        Notebook("80_benchmark_towers", timed=True),
-        Notebook("81_benchmark_encodes", timed=True),
-        Notebook("82_benchmark_batches", timed=True),
-        Notebook("83_benchmark_step", timed=True),
-        Notebook("84_benchmark_bootstrap", timed=True),
-        Notebook("85_count_flops", timed=True),
-        Notebook("86_benchmark_score", ("cpllm/weights/*",), timed=True),
+        Notebook("80_benchmark_towers", apart=True),
+        Notebook("81_benchmark_encodes", apart=True),
+        Notebook("82_benchmark_batches", apart=True),
+        Notebook("83_benchmark_step", apart=True),
+        Notebook("84_benchmark_bootstrap", apart=True),
+        Notebook("85_count_flops", apart=True),
+        Notebook("86_benchmark_score", ("cpllm/weights/*",), apart=True),
+        Notebook("87_benchmark_footage", ("cpllm/weights/*", "cpllm/footage.py"), apart=True),
     )
 }
 """The executed chapters in reading order."""

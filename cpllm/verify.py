@@ -66,7 +66,7 @@ def differences(profile: str, results: Path) -> Iterator[str]:
 def _notebooks(profile: str, results: Path) -> Iterator[str]:
     for name, book in sweep.NOTEBOOKS.items():
         path = results / profile / "notebooks" / f"{name}.ipynb"
-        if path.exists() and not book.timed and not sweep.current(book, profile, results.parent):
+        if path.exists() and not book.apart and not sweep.current(book, profile, results.parent):
             yield f"{path.name}: its source or its inputs have changed since it was executed"
 
 

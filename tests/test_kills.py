@@ -24,7 +24,7 @@ PRESETS["smoke"] = lambda: replace(smoke(), **{
     "train.steps": 12, "train.select_every": 6, "train.save_every": 2})
 """
 FEWER = """
-NOTEBOOKS = {name: book if name in ("12_lint", "28_table1") else Notebook(name, timed=True)
+NOTEBOOKS = {name: book if name in ("12_lint", "28_table1") else Notebook(name, apart=True)
              for name, book in NOTEBOOKS.items()}
 """
 STAGES = {"data": ("build data …", 5), "training": ("train …", 15), "scores": ("score …", 10),

@@ -86,7 +86,7 @@ def stage_all(profile: str) -> None:
 
 def maker(name: str) -> str:
     """The command that executes a chapter."""
-    if NOTEBOOKS[name].timed:
+    if NOTEBOOKS[name].apart:
         return f"`cpllm benchmark {name.rpartition('_')[2]}`"
     return "`make fit`" if f"{name}.ipynb" == grid.NOTEBOOK else "`make reproduce`"
 
@@ -161,7 +161,7 @@ def stage(name: str, profile: str) -> None:
     path, source = executed(name, profile), ROOT / "notebooks" / f"{name}.ipynb"
     if not path.exists():
         title = with_profile(title_of(source, name), profile)
-        target = "benchmark" if NOTEBOOKS[name].timed else "reproduce"
+        target = "benchmark" if NOTEBOOKS[name].apart else "reproduce"
         (CHAPTERS / f"{name}.md").write_text(
             f"# {title}\n\nNot run. `make {target} PROFILE={profile}` executes "
             f"`notebooks/{name}.ipynb` and puts its results here.\n")
