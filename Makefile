@@ -129,7 +129,7 @@ data: $(READY) ## film the built-in scenes, encode and label them
 labels: data ## measure the labels again and compare the committed ones
 	@$(BIN)/cpllm labels --profile $(PROFILE)
 
-benchmark: $(READY) ## time towers, encodes and batches on this machine, which should idle
+benchmark: $(READY) ## time this machine, which should idle; measure on real clips
 	@$(BIN)/cpllm benchmark --profile $(PROFILE)
 
 fit: $(READY) ## train the package's own model anew, three seeds (two hours on 2 cores, its clips included; fetches 63 MB of photographs)

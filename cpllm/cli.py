@@ -142,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     check = verb("verify", verify_results, "Compute committed results again; compare.")
     check.add_argument("--write", action="store_true",
                        help="write the golden scores anew, of changed weights (maintainers)")
-    timing = verb("benchmark", time_machine, "Execute the notebooks that time this machine.")
+    timing = verb("benchmark", benchmark, "Time this machine; measure on real clips.")
     timing.add_argument("names", nargs="*", metavar="NAME",
                         help="as encodes (default: all, one after another)")
     bring = verb("import-weights", import_checkpoints, "Join public checkpoints into one file.")
@@ -495,8 +495,8 @@ def calibrate_weights(args: argparse.Namespace) -> None:
     print(path or f"{args.profile}: its model is not the package's, which alone carries a card")
 
 
-def time_machine(args: argparse.Namespace) -> None:
-    """The benchmark chapters anew; what they take is this machine's, so let it idle."""
+def benchmark(args: argparse.Namespace) -> None:
+    """The benchmark chapters anew; times are this machine's, so let it idle. One fetches clips."""
     _quiet()
     from cpllm import pipeline
 

@@ -472,7 +472,7 @@ def steps(profile: str, fresh: bool) -> tuple[sweep.Step | sweep.Notebook, ...]:
 
 
 def benchmark(profile: str, names: Sequence[str] = ()) -> None:
-    """Execute the notebooks that time this machine (of these names), one after another."""
+    """Execute the notebooks that `reproduce` leaves alone (of these names), one after another."""
     preset(profile)
     known = {name.rpartition("_")[2]: name for name, book in sweep.NOTEBOOKS.items() if book.apart}
     if unknown := set(names) - set(known):
