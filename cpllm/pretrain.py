@@ -261,19 +261,21 @@ def _descend(make: Callable, loss: Callable, batch: Callable, steps: int,
     return nnx.merge(graph, state), done
 
 
-def load(path: Path, model: config.Model) -> dict[str, np.ndarray]:
-    """What a training starts from: the high-level encoder, its projection, the decoder unadapted.
+def load(path: Path, model: config.Model) -> tuple[dict[str, np.ndarray], Tokenizer]:
+    """What a training starts from: the high-level encoder, its projection, the decoder unadapted,
+    and the tokenizer by whose numbers that decoder knows its words.
 
     A compared model takes those of them that it has. ValueError when a tensor is missing or has
     another shape.
     """
     leaves = weights.names(nnx.state(weights.shapes(model), nnx.Param))
     parts = {k.split(".")[0] for k in leaves} & set(PARTS)
-    found = {k: x for k, x in weights.read(path)[0].items() if k.split(".")[0] in parts}
+    tensors, _, tokenizer = weights.read(path)
+    found = {k: x for k, x in tensors.items() if k.split(".")[0] in parts}
     expected = {k: leaf.shape for k, leaf in leaves.items()
                 if k.split(".")[0] in parts and ".lora." not in k}
     weights.compare(path, expected, {k: x.shape for k, x in found.items()})
-    return found
+    return found, tokenizer
 
 
 def load_contrast(path: Path) -> tuple[Contrast, config.Config, Tokenizer]:

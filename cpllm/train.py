@@ -407,7 +407,7 @@ def run(
         shutil.rmtree(kept, ignore_errors=True)
     given = started(start, cfg.model) if start else ()
     if cfg.train.pretrained and not start:
-        given = (pretrain.load(pretrain.ensure(cfg, data), cfg.model),)
+        given = pretrain.load(pretrain.ensure(cfg, data), cfg.model)
     store = frame_store(clips, cfg)
     done = fit(cfg, rows["train"], clips, store, look, kept, fsdp, *given, workers=workers)
     numbers = done.history.iloc[-1].to_dict()

@@ -1,5 +1,7 @@
 """Pretraining and cached features, on made frames and a model of a few thousand parameters."""
 
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -64,7 +66,7 @@ def batches(rows, data, made):
 
 def started(made, cfg=CFG):
     tx = train.optimizer(cfg.train)
-    return tx, *train.init(cfg, tx, mesh.make(), pretrain.load(made, cfg.model))
+    return tx, *train.init(cfg, tx, mesh.make(), pretrain.load(made, cfg.model)[0])
 
 
 def test_contrastive_loss_is_the_sum_over_all_pairs_of_equation_1():
@@ -168,7 +170,7 @@ def test_training_starts_from_the_file_and_moves_only_what_the_regime_names(
 ):
     cfg = config.replace(CFG, **{"model.high_finetune": regime})
     tx, graph, state, frozen = started(made, cfg)
-    given = pretrain.load(made, cfg.model)
+    given, _ = pretrain.load(made, cfg.model)
     before = weights.tensors(nnx.merge(graph, state.params, frozen))
     assert all((before[k] == x).all() for k, x in given.items())
     held = weights.names(state.opt_state[1][0].mu)
@@ -182,6 +184,22 @@ def test_training_starts_from_the_file_and_moves_only_what_the_regime_names(
     assert {k.split(".")[1] for k in changed if k.startswith("high.")} == moved
     assert all(".lora." in k for k in changed if k.startswith("decoder."))
     assert any(k.startswith("low.") for k in changed)
+
+
+def test_a_pretrained_decoder_goes_on_reading_by_its_own_tokenizer(
+    data, made, tmp_path, monkeypatch
+):
+    """Wide clips have other words than those that the towers saw."""
+    home, clips = tmp_path / "data", tmp_path / "data-fit"
+    for folder in (home, clips):
+        shutil.copytree(data, folder)
+    rows = manifests.read(clips / "manifest.csv")
+    manifests.write(rows.assign(content="a castle above a forest"), clips / "manifest.csv")
+    monkeypatch.setattr(train, "validation_look", lambda *_: lambda _: {})
+    train.run(config.replace(CFG, **{"data.wide_scenes": 1}), "wide-s0", home, tmp_path / "results")
+    kept, before = (weights.read(path)[2].to_str() for path in (
+        home / "weights" / "wide-s0.safetensors", made))
+    assert kept == before
 
 
 def test_cached_features_give_the_losses_that_pixels_give(made, batches, rows, data, monkeypatch):

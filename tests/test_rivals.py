@@ -190,7 +190,7 @@ def test_a_rival_starts_from_the_pretrained_parts_that_it_has(tmp_path):
     weights.write(tmp_path / "p.safetensors", tensors, SMOKE, TOKENIZER)
     for kind in config.RIVALS:
         cfg = config.rival(SMOKE, kind)
-        given = pretrain.load(tmp_path / "p.safetensors", cfg.model)
+        given, _ = pretrain.load(tmp_path / "p.safetensors", cfg.model)
         parts = {"fast-vqa": set(), "q-align": {"high", "project_high"}}.get(kind, {"high"})
         assert {k.split(".")[0] for k in given} == parts
 
