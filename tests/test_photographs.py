@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cpllm import grid, records
-from cpllm.data import photographs, scenes, wide
+from cpllm.data import photographs, scenes, video, wide
 
 FIT = grid.read("fit", "pocket", records.ROOT)[0].cfg
 
@@ -75,6 +75,11 @@ def test_another_file_than_the_pinned_one_is_refused(index):
         photographs.fetch()
     assert "hash" in str(error.value).lower()
     assert not scenes.FETCHED.exists()
+
+
+def test_training_sees_wide_clips_late_in_their_group_of_pictures():
+    """Where motion compensation has carried what was coded; x264's groups have 250 frames."""
+    assert min(video.key_indices(wide.FRAMES, FIT.train.frames)) >= 8
 
 
 def test_wide_photographs_are_in_no_split_and_not_much_enlarged():
