@@ -387,9 +387,11 @@ def gradients(model_config, frames):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
+@pytest.mark.parametrize("predictor", ["token", "pooled"])
 @pytest.mark.parametrize(("only", "other"), [("low", "high"), ("high", "low")])
-def test_a_model_of_one_encoder_trains_that_one(frames, only, other):
-    loss, grads = gradients(dataclasses.replace(SMOKE, encoders=only), frames)
+def test_a_model_of_one_encoder_trains_that_one(frames, only, other, predictor):
+    loss, grads = gradients(
+        dataclasses.replace(SMOKE, encoders=only, predictor=predictor), frames)
     moved = {name.split(".")[0] for name, g in weights.names(grads).items() if np.any(g)}
     assert np.isfinite(loss) and only in moved and other not in moved
 
