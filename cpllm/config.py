@@ -112,6 +112,7 @@ class Model:
     decoder_finetune: str = "lora"  # lora | all: pocket's decoder starts from random weights
     predictor: str = "token"  # token: MLP per token, then mean | pooled: mean, then MLP
     predictor_hidden: int = 256
+    predictor_sees: str = "both"  # low: v alone; by u few scenes' levels can be learnt by heart
     crop_patches: bool = False  # to whole tokens, 224 → 216 pixels; else resized
     clip_patches: bool = False  # a frame's patches as one clip, through the temporal layers
     encoders: str = "both"  # both | high | low: whose tokens predictor and decoder get

@@ -396,6 +396,23 @@ def test_a_model_of_one_encoder_trains_that_one(frames, only, other, predictor):
     assert np.isfinite(loss) and only in moved and other not in moved
 
 
+@pytest.mark.parametrize("predictor", ["token", "pooled"])
+def test_a_predictor_of_low_level_tokens_ignores_the_others_and_the_decoder_does_not(
+    frames, predictor
+):
+    def scores_and_words(sees):
+        model = make(dataclasses.replace(SMOKE, predictor=predictor, predictor_sees=sees))
+        u, v = see(model, **frames)
+        single, words = jnp.zeros(1, bool), {k: jnp.asarray(x) for k, x in a_text().items()}
+        return [(model.score(x, v), read(model, [one((x, v), 0)] * 2, single, words))
+                for x in (u, u[::-1] + 1)]
+
+    for sees, differs in (("both", True), ("low", False)):
+        (score, words), (other, told) = scores_and_words(sees)
+        assert bool((score != other).all()) is differs and bool((score != other).any()) is differs
+        assert (words != told).any()
+
+
 @pytest.fixture(scope="module")
 def plain_gradients(frames):
     return gradients(SMOKE, frames)

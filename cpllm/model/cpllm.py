@@ -42,6 +42,7 @@ class CPLLM(nnx.Module):
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
         width = model.decoder.width
         self.high_seen, self.low_seen = model.encoders != "low", model.encoders != "high"
+        self.high_scored = model.predictor_sees == "both"
         self.high = Siglip(model, rngs)
         self.low = VideoPrism(model, rngs)
         self.project_high = Dense(model.high.width, width, rngs)
@@ -64,7 +65,7 @@ class CPLLM(nnx.Module):
 
     def score(self, u: Array, v: Array) -> Array:
         """Per-frame quality float32[B] in (0, 1)."""
-        return self.predictor(u, v)
+        return self.predictor(u if self.high_scored else u[:, :0], v)
 
     def own_loss(self, seen: list[tuple[Array, Array]], batch: dict[str, Array]) -> Array:
         """L3 (Eq. 3) of a batch's texts, from what `see` gave for each pair's two members."""
