@@ -36,6 +36,7 @@ class Data:
     proxy_every: int = 2  # VMAF looks at each second frame
     wide_scenes: int = 0  # of the grid `fit`, for training: see `data/wide.py`
     wide_fetched: float = 0.35  # share of them that show a fetched photograph
+    wide_held: int = 0  # to choose by: each so-many-th of these is kept for validation; 0: none
     wear_noise: tuple[float, ...] = (0.5, 0.25)  # share of them with it, and how strong at most
     wear_upscale: tuple[float, ...] = (0.5, 0.5)
     wear_recompress: tuple[float, ...] = (0.85, 0.65)

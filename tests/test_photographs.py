@@ -90,6 +90,14 @@ def test_wide_photographs_are_in_no_split_and_not_much_enlarged():
             assert (need <= np.array(shot.size) * scenes.LARGEST_ZOOM).all()
 
 
+def test_some_photographs_can_be_kept_for_choices_whole():
+    every, some = (wide.catalog(dataclasses.replace(FIT.data, wide_held=n)) for n in (0, 3))
+    assert {s.split for s in every} == {"train"}
+    assert [dataclasses.replace(s, split="train") for s in some] == [*every]
+    held, kept = ({s.source for s in some if s.split == of} for of in ("validation", "train"))
+    assert held == {*list(photographs.SHOTS)[::3]} and not held & kept
+
+
 def test_each_photograph_has_its_package_pinned():
     pinned = {line.split("==")[0].lower().replace("_", "-")
               for line in photographs.REQUIREMENTS.read_text().splitlines() if "==" in line}

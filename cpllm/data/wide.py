@@ -37,7 +37,11 @@ KIND = scenes.Set(
 
 
 def catalog(data: Data) -> tuple[scenes.Scene, ...]:
-    """`data.wide_scenes` scenes; none of a test set, none of a family in `scenes.UNSEEN`."""
+    """`data.wide_scenes` scenes; none of a test set, none of a family in `scenes.UNSEEN`.
+
+    With `data.wide_held` those of some photographs are validation's: a model knows the levels of
+    scenes that it trained on, so that only others tell recipes apart.
+    """
     n, new = data.wide_scenes, round(data.wide_fetched * data.wide_scenes)
     photos = scenes._photographs(NAME, KIND, False, round(KIND.photos * n), data)
     worlds = scenes._worlds(NAME, KIND, False, n - new - len(photos), data)
@@ -52,9 +56,11 @@ def _fetched(count: int, data: Data) -> list[scenes.Scene]:
     shots, made = [*photographs.SHOTS.items()], []
     for k in range(count):
         name, shot = shots[k % len(shots)]
+        held = data.wide_held and k % len(shots) % data.wide_held == 0
+        kind = KIND._replace(split="validation") if held else KIND
         room = scenes._fitting(shot.size, sizes)
         size = room[(7 * (k // len(shots)) + 3 * k) % len(room)]
-        made.append(scenes._scene(NAME, KIND, False, name, "photo", size, k, data, shot.content,
+        made.append(scenes._scene(NAME, kind, False, name, "photo", size, k, data, shot.content,
                                   shot.style))
     return made
 
