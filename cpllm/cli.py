@@ -505,6 +505,7 @@ def benchmark(args: argparse.Namespace) -> None:
 
 def verify_results(args: argparse.Namespace) -> int:
     """A line for each difference; 1 when there are some."""
+    without_avx512()  # as the notebooks that `reproduce` executes
     _quiet()
     from cpllm import pipeline, verify
 
