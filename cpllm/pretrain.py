@@ -268,14 +268,7 @@ def load(path: Path, model: config.Model) -> tuple[dict[str, np.ndarray], Tokeni
     A compared model takes those of them that it has. ValueError when a tensor is missing or has
     another shape.
     """
-    leaves = weights.names(nnx.state(weights.shapes(model), nnx.Param))
-    parts = {k.split(".")[0] for k in leaves} & set(PARTS)
-    tensors, _, tokenizer = weights.read(path)
-    found = {k: x for k, x in tensors.items() if k.split(".")[0] in parts}
-    expected = {k: leaf.shape for k, leaf in leaves.items()
-                if k.split(".")[0] in parts and ".lora." not in k}
-    weights.compare(path, expected, {k: x.shape for k, x in found.items()})
-    return found, tokenizer
+    return weights.given(path, model, PARTS)
 
 
 def load_contrast(path: Path) -> tuple[Contrast, config.Config, Tokenizer]:

@@ -368,15 +368,6 @@ def _some_scenes(rows: pd.DataFrame, n: int) -> pd.DataFrame:
     return rows[rows["scene"].isin(scenes[:: max(len(scenes) // n, 1)][:n])] if n else rows
 
 
-def started(path: Path, model: config.Model) -> tuple[Tensors, Tokenizer]:
-    """Weights and tokenizer of a file, such as `cpllm import-weights` writes, for `fit`."""
-    given, _, tokenizer = weights.read(path)
-    leaves = weights.names(nnx.state(weights.shapes(model), nnx.Param))
-    expected, found = ({k: x.shape for k, x in part.items()} for part in (leaves, given))
-    weights.compare(path, expected, found)
-    return given, tokenizer
-
-
 def run(
     cfg: config.Config,
     run_id: str,
@@ -405,7 +396,7 @@ def run(
     kept = records.checkpoints(data, run_id)
     if not resume:
         shutil.rmtree(kept, ignore_errors=True)
-    given = started(start, cfg.model) if start else ()
+    given = weights.given(start, cfg.model) if start else ()
     if cfg.train.pretrained and not start:
         given = pretrain.load(pretrain.ensure(cfg, data), cfg.model)
     store = frame_store(clips, cfg)

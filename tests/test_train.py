@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from cpllm import config, train
 from cpllm.data import ladder
+from cpllm.model import weights
 
 CFG = config.replace(
     config.smoke(), steps=6, warmup=2, batch=4, select_every=3,
@@ -56,8 +57,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(result, da
 
 
 def test_training_starts_from_a_weights_file_and_keeps_its_tokenizer(result, data, tmp_path):
-    from cpllm.model import weights
-
     start = data / "weights" / "default-s0.safetensors"
     cfg = config.replace(CFG, steps=1, warmup=0, learning_rate=0.0, seed=1)
     train.run(cfg, "onward", data, tmp_path, start=start)
@@ -74,7 +73,7 @@ def test_trained_leaves_of_a_16_bit_file_become_float32_and_frozen_ones_stay(res
 
     lora = {"model.decoder_finetune": "lora", "model.high_finetune": "frozen"}
     cfg = config.replace(CFG, **lora)
-    given, _ = train.started(data / "weights" / "default-s0.safetensors", CFG.model)
+    given, _ = weights.given(data / "weights" / "default-s0.safetensors", CFG.model)
     given = {k: x.astype("bfloat16") for k, x in given.items()}
     _, state, frozen = train.init(cfg, train.optimizer(cfg.train), mesh.make(), given)
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}

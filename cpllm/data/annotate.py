@@ -28,6 +28,20 @@ FAULTS = {
     "exposure": "wrong exposure",
     "exposure+noise": "underexposure and noise",
 }
+SHOWN = {
+    **dict.fromkeys(("autumn leaves on the ground", "pebbles seen from above", "a heap of petals",
+                     "scraps of coloured paper", "shards of broken stone"),
+                    "overlapping scraps in many colours"),
+    **dict.fromkeys(("coloured balls and boxes on a stone floor", "toys on a tiled floor"),
+                    "coloured balls and boxes on a floor"),
+    **dict.fromkeys(("a cartoon village with houses and trees", "cartoon creatures on a hill"),
+                    "cartoon creatures among houses and trees"),
+    **dict.fromkeys(("a fruit before a soft background", "a stone before a soft background"),
+                    "a rough stone before a soft background"),
+}
+"""Scenes that a viewer can't tell apart, by what all of them show: the catalog's phrases name what
+was drawn for each, and words that the pictures don't bear out can't be learnt from them.
+"""
 CONTENT = ("The video shows {}.", "The frames show {}.", "This is a view of {}.", "We see {}.")
 STYLE = ("The style is best called {}.", "In style it counts as {}.", "The style may be called {}.",
          "Its style falls under {}.")
@@ -67,10 +81,19 @@ def attach(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table
 
 
+def shown(row: Mapping) -> str:
+    """What a viewer sees of a scene's `content`.
+
+    >>> shown({"content": "toys on a tiled floor"}), shown({"content": "a brick wall"})
+    ('coloured balls and boxes on a floor', 'a brick wall')
+    """
+    return SHOWN.get(row["content"], row["content"])
+
+
 def caption(row: Mapping) -> str:
     """What a manifest row's video shows and its style, without a word on quality."""
     if "content" in row:
-        return f"{row['content']}, {row['style']}"
+        return f"{shown(row)}, {row['style']}"
     return portray(row)
 
 
@@ -95,7 +118,7 @@ def _sentences(row: Mapping) -> Iterator[str]:
     content, style, quality = (
         forms[rng.integers(len(forms))] for forms in (CONTENT, STYLE, QUALITY)
     )
-    yield content.format(row["content"])
+    yield content.format(shown(row))
     yield style.format(row["style"])
     judged, cause = word(row["proxy"]).lower(), fault(row)
     link = "despite" if row["proxy"] >= 60 else "because of"  # good despite, poor because of

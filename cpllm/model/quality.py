@@ -30,7 +30,7 @@ class Predictor(nnx.Module):
         """u: [B,T_h,D], v: [B,T_l,D] → quality float32[B] in (0, 1)."""
         u, v = u.astype(jnp.float32), v.astype(jnp.float32)
         if self.pooled:
-            means = [x.mean(1) if x.shape[1] else x.sum(1) for x in (u, v)]  # 0: no such encoder
+            means = [x.mean(1) if x.shape[1] else x.sum(1) for x in (u, v)]  # none: unseen
             q = self.mlp(jnp.concatenate(means, -1))[..., 0]
         else:
             q = self.mlp(jnp.concatenate([u, v], 1))[..., 0].mean(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import jax
@@ -81,6 +81,25 @@ def load(path: Path) -> tuple[nnx.Module, config.Config, Tokenizer]:
     leaves = names(params)
     compare(path, {k: v.shape for k, v in leaves.items()}, {k: v.shape for k, v in tensors.items()})
     return nnx.merge(graph, fill(params, tensors), rest), cfg, tokenizer
+
+
+def given(path: Path, model: config.Model,
+          parts: Collection[str] = ()) -> tuple[dict[str, np.ndarray], Tokenizer]:
+    """What a training begins with: a file's tensors, and the tokenizer that their words go by.
+
+    parts: first names of the tensors to take, where `model` has them, unadapted (without LoRA); by
+    default all. ValueError names a missing, unexpected or misshapen tensor.
+    """
+    def taken(name: str) -> bool:
+        return not parts or (name.split(".")[0] in parts and ".lora." not in name)
+
+    tensors, _, tokenizer = read(path)
+    expected = {k: x.shape for k, x in names(nnx.state(shapes(model), nnx.Param)).items()
+                if taken(k)}
+    has = {name.split(".")[0] for name in expected}
+    found = {k: x for k, x in tensors.items() if not parts or k.split(".")[0] in has}
+    compare(path, expected, {k: x.shape for k, x in found.items()})
+    return found, tokenizer
 
 
 def compare(path: Path, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
