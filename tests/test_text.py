@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cpllm.data import annotate, distort, text
+from cpllm.data import annotate, distort, scenes, text
 
 WORDS = ["The video shows a cat. The style is plain. Its quality is good.", "A dog runs."]
 
@@ -84,6 +84,15 @@ def test_the_technical_sentence_agrees_with_the_label(role):
         assert [w for w in annotate.WORDS if w.lower() in sentence] == [annotate.word(proxy)]
         assert ("because" in sentence) <= (proxy < 60)
         assert ("despite" in sentence) <= (proxy >= 60)
+
+
+def test_phrases_for_scenes_that_look_alike_give_way_to_what_they_share():
+    families = [contents for _, *contents in scenes.WORLDS.values()]
+    for seen in set(annotate.SHOWN.values()):
+        alike = [phrase for phrase, shown in annotate.SHOWN.items() if shown == seen]
+        assert len(alike) > 1 and any(set(alike) <= set(contents) for contents in families)
+        assert {annotate.describe(a_row(content=phrase)) for phrase in alike} == {
+            annotate.describe(a_row(content=seen))}
 
 
 def test_every_distortion_has_words_for_its_fault():
