@@ -10,7 +10,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 CRFS = tuple(range(13, 52, 2))
 """Pocket's ladder: 20 distinct levels. The paper's 15…53 holds a duplicate, because
@@ -109,18 +109,18 @@ class Model:
     low: VideoPrism
     decoder: Gemma
     lora_rank: int = 4  # R; 0 switches the adapters off
-    high_finetune: str = "frozen"  # frozen | head | all
-    decoder_finetune: str = "lora"  # lora | all: pocket's decoder starts from random weights
-    predictor: str = "token"  # token: MLP per token, then mean | pooled: mean, then MLP
+    high_finetune: Literal["frozen", "head", "all"] = "frozen"
+    decoder_finetune: Literal["lora", "all"] = "lora"  # all: pocket's starts from random weights
+    predictor: Literal["token", "pooled"] = "token"  # MLP per token, then mean; or mean, then MLP
     predictor_hidden: int = 256
-    predictor_sees: str = "both"  # low: v alone; by u few scenes' levels can be learnt by heart
+    predictor_sees: Literal["both", "low"] = "both"  # by u few scenes' levels are learnt by heart
     crop_patches: bool = False  # to whole tokens, 224 → 216 pixels; else resized
     clip_patches: bool = False  # a frame's patches as one clip, through the temporal layers
-    encoders: str = "both"  # both | high | low: whose tokens predictor and decoder get
+    encoders: Literal["both", "high", "low"] = "both"  # whose tokens predictor and decoder get
     local_norm: bool = False  # pocket: subtract the local mean and divide by the local deviation
     spectrum: bool = False  # pocket: blocks' spectra in the place of pixels
     dtype: str = "float32"  # of products and activations; weights, norms, softmax stay float32
-    remat: str = ""  # recomputed in the backward pass: blocks | functions (not products) | nothing
+    remat: Literal["", "blocks", "functions"] = ""  # recomputed backward; functions: not products
     unroll: int = 1  # blocks in one turn of the compiled loop over a stack's
     kind: str = "cp-llm"  # or one of RIVALS, the compared models: see `rival`
     mechanism: bool = True  # False: a rival without what it is known for
@@ -133,17 +133,17 @@ class Train:
     steps: int
     batch: int  # pairs a step
     learning_rate: float = 1e-4
-    schedule: str = "constant"  # constant | cosine (with a linear warm-up of `warmup` steps)
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: after a linear warm-up
     warmup: int = 0
     weight_decay: float = 0.0
     clip_norm: float = 0.0  # 0: no clipping, as the paper
     diverged: float = 3.0  # times its lowest that the loss may rise to, see `train`; 0: any
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of L1, L2, L3: "equal weights"
-    ranking: str = "product"  # L1 by Eq. 1 | logistic: `losses.ranking_logistic`
-    input_mode: str = "mix"  # single | pairwise | mix
+    ranking: Literal["product", "logistic"] = "product"  # L1 by Eq. 1 or `losses.ranking_logistic`
+    input_mode: Literal["single", "pairwise", "mix"] = "mix"
     single_share: float = 0.5  # of a mixed batch; not specified in the paper
     within_share: float = 0.5  # of pairs: both members from one source; not specified
-    regress_on: str = "originals"  # Eq. 2's set M: originals | all
+    regress_on: Literal["originals", "all"] = "originals"  # Eq. 2's set M
     frames: int = 2  # key frames of a training video that are kept decoded; a step draws one
     patches: int = 0  # of a frame in a step; 0: all K
     max_text: int = 512  # L
@@ -172,6 +172,16 @@ class Pretrain:
 
 
 @dataclass(frozen=True)
+class PretrainLow:
+    """What the low-level encoder learns before training: see `cpllm.pretrain_low`."""
+
+    steps: int = 0  # none: it starts from random weights
+    frames: int = 24  # of a step, coded and original
+    patches: int = 12  # of a frame
+    learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run depends on besides code and data."""
 
@@ -181,6 +191,7 @@ class Config:
     video: Video = field(default_factory=Video)
     data: Data = field(default_factory=Data)
     pretrain: Pretrain = field(default_factory=Pretrain)
+    pretrain_low: PretrainLow = field(default_factory=PretrainLow)
     seeds: tuple[int, ...] = (0, 1, 2)  # of the tables; the first gives the default weights
 
     def to_dict(self) -> dict[str, Any]:
@@ -332,8 +343,12 @@ def _typed(value: Any, kind: Any, at: str) -> Any:
     if wanted is tuple and isinstance(value, list | tuple):
         each = typing.get_args(kind)[0]
         return tuple(_typed(v, each, f"{at}[{i}]") for i, v in enumerate(value))
-    if wanted is str and value is False:  # `remat` before its ways had names
-        return ""
+    if wanted is Literal:
+        value = "" if value is False else value  # `remat` before its ways had names
+        if value in typing.get_args(kind):
+            return value
+        known = ", ".join(map(repr, typing.get_args(kind)))
+        raise ValueError(f"{at}: expected one of {known}; got {value!r:.80}")
     whole = isinstance(value, int) and not isinstance(value, bool)
     if (isinstance(value, wanted) and (wanted is not int or whole)) or (wanted is float and whole):
         return value

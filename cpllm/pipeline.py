@@ -158,11 +158,19 @@ def _prepare(profile: str, cfgs: Sequence[config.Config]) -> None:
         clips = config.clips(cfg, data)
         rows = manifests.read(clips / "manifest.csv").query("split == 'train'")
         store_frames(rows, clips, frame_store(clips, cfg), cfg)
+    _pretrain(cfgs, data)
+
+
+def _pretrain(cfgs: Sequence[config.Config], data: Path) -> None:
+    """The towers that these configurations start from, each kind of them once."""
+    from cpllm import pretrain, pretrain_low
+
     for cfg in {(cfg.model.high, cfg.model.decoder, cfg.pretrain): cfg for cfg in cfgs
                 if cfg.train.pretrained}.values():
-        from cpllm import pretrain
-
         pretrain.ensure(cfg, data)
+    for cfg in {pretrain_low.key(cfg, data): cfg for cfg in cfgs
+                if cfg.pretrain_low.steps}.values():
+        pretrain_low.ensure(cfg, data)
 
 
 def _ship(profile: str, trained: set[str]) -> None:
@@ -183,7 +191,8 @@ def pretrain_towers(profile: str, fresh: bool) -> None:
     if fresh:
         shutil.rmtree(DATA / profile / "pretrained", ignore_errors=True)
     home = RESULTS / profile / "notebooks"
-    sweep.run_notebook(PRETRAIN, home / PRETRAIN.name, {"profile": profile})
+    inputs = sweep.files(sweep.NOTEBOOKS[PRETRAIN.stem].inputs, profile, sweep.ROOT)
+    sweep.run_notebook(PRETRAIN, home / PRETRAIN.name, {"profile": profile}, inputs)
 
 
 def score_runs(profile: str, again: bool = True) -> None:

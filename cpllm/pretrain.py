@@ -22,6 +22,8 @@ import optax
 import pandas as pd
 from flax import nnx
 from jax import Array
+from rich.console import Console
+from rich.progress import track
 from tokenizers import Tokenizer
 
 from cpllm import config, losses, records
@@ -197,8 +199,8 @@ def _fit_views(cfg, model, images, captions) -> tuple[Contrast, list[float]]:
         x, y = model.see(batch["views"]), model.read(batch["tokens"], batch["valid"])
         return contrastive_loss(x, y, same, model.log_scale[...], model.bias[...])
 
-    return _descend(lambda: Contrast(model, nnx.Rngs(0)), loss, batch,
-                    cfg.pretrain.view_steps, cfg.pretrain.learning_rate)
+    return descend(lambda: Contrast(model, nnx.Rngs(0)), loss, batch,
+                   cfg.pretrain.view_steps, cfg.pretrain.learning_rate)
 
 
 def _cropped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -231,18 +233,21 @@ def _fit_text(cfg, model, rows, tokenizer, shown, seen) -> tuple[Reader, list[fl
         return {"seen": np.concatenate([seen[at[0]], blind]),
                 "shown": np.arange(cfg.pretrain.texts) < n[0], **drawn}
 
-    return _descend(lambda: Reader(model, nnx.Rngs(0)),
-                    lambda reader, batch: text_loss(reader, **batch), batch,
-                    cfg.pretrain.text_steps, cfg.pretrain.learning_rate)
+    return descend(lambda: Reader(model, nnx.Rngs(0)),
+                   lambda reader, batch: text_loss(reader, **batch), batch,
+                   cfg.pretrain.text_steps, cfg.pretrain.learning_rate)
 
 
 def _texts(prompt: str, answers: Sequence[str], tokenizer: Tokenizer, length: int) -> Batch:
     return text.stack(text.pack(tokenizer, prompt, answer, length) for answer in answers)
 
 
-def _descend(make: Callable, loss: Callable, batch: Callable, steps: int,
-             rate: float) -> tuple[nnx.Module, list[float]]:
-    """AdamW with a warm-up and a cosine, from `make()`; `batch(rng)` gives each step's."""
+def descend(make: Callable, loss: Callable, batch: Callable, steps: int,
+            rate: float) -> tuple[nnx.Module, list[float]]:
+    """(model, loss of each step) of AdamW with a warm-up and a cosine, from `make()`.
+
+    `batch(rng)` gives each step's batch, `loss(model, batch)` what it costs.
+    """
     graph, _ = nnx.split(nnx.eval_shape(make))
     schedule = optax.warmup_cosine_decay_schedule(0, rate, max(steps // 10, 1), steps + 1)
     tx = optax.adamw(schedule, weight_decay=1e-2)
@@ -255,7 +260,8 @@ def _descend(make: Callable, loss: Callable, batch: Callable, steps: int,
 
     state = jax.jit(lambda: nnx.state(make()))()
     moments, done = tx.init(state), []
-    for i in range(steps):
+    console = Console(stderr=True, force_jupyter=False)
+    for i in track(range(steps), "pretrain", console=console, disable=not console.is_terminal):
         state, moments, value = step(state, moments, batch(np.random.default_rng([0, i])))
         done.append(float(value))
     return nnx.merge(graph, state), done

@@ -30,7 +30,7 @@ from rich.progress import (
 )
 from tokenizers import Tokenizer
 
-from cpllm import config, features, losses, mesh, metrics, pretrain, records
+from cpllm import config, features, losses, mesh, metrics, pretrain, pretrain_low, records
 from cpllm.data import annotate, manifests, text
 from cpllm.data.batches import Batch, PairBatches, frame_store, prefetch, store_frames
 from cpllm.infer import Scorer
@@ -368,6 +368,16 @@ def _some_scenes(rows: pd.DataFrame, n: int) -> pd.DataFrame:
     return rows[rows["scene"].isin(scenes[:: max(len(scenes) // n, 1)][:n])] if n else rows
 
 
+def _pretrained(cfg: config.Config, data: Path) -> tuple[Tensors, Tokenizer | None]:
+    """What training begins with where no file is given, as far as the configuration asks."""
+    tensors, tokenizer = {}, None
+    if cfg.train.pretrained:
+        tensors, tokenizer = pretrain.load(pretrain.ensure(cfg, data), cfg.model)
+    if cfg.pretrain_low.steps:
+        tensors |= pretrain_low.load(pretrain_low.ensure(cfg, data), cfg.model)
+    return tensors, tokenizer
+
+
 def run(
     cfg: config.Config,
     run_id: str,
@@ -396,9 +406,7 @@ def run(
     kept = records.checkpoints(data, run_id)
     if not resume:
         shutil.rmtree(kept, ignore_errors=True)
-    given = weights.given(start, cfg.model) if start else ()
-    if cfg.train.pretrained and not start:
-        given = pretrain.load(pretrain.ensure(cfg, data), cfg.model)
+    given = weights.given(start, cfg.model) if start else _pretrained(cfg, data)
     store = frame_store(clips, cfg)
     done = fit(cfg, rows["train"], clips, store, look, kept, fsdp, *given, workers=workers)
     numbers = done.history.iloc[-1].to_dict()

@@ -48,6 +48,18 @@ def test_replace_takes_flat_changes_and_refuses_unknown_ones():
         config.replace(config.smoke(), **{"modle.lora_rank": 2})
 
 
+def test_a_word_that_a_setting_does_not_know_is_refused_with_those_it_knows():
+    with pytest.raises(ValueError, match=r"predictor_sees: expected one of 'both', 'low'; got 'u'"):
+        config.replace(config.smoke(), **{"model.predictor_sees": "u"})
+    values = config.smoke().to_dict()
+    values["train"]["schedule"] = "linear"
+    with pytest.raises(ValueError, match=r"train\.schedule: expected one of .*'cosine'"):
+        config.from_dict(values)
+    values["train"]["schedule"] = ["cosine"]  # nothing that one could look up in a set
+    with pytest.raises(ValueError, match=r"train\.schedule: expected one of"):
+        config.from_dict(values)
+
+
 def test_recipes_change_a_preset_and_leave_its_profile():
     for profile, make in config.PRESETS.items():
         for recipe in config.RECIPES.values():

@@ -19,6 +19,7 @@ from cpllm import (
     grid,
     pipeline,
     pretrain,
+    pretrain_low,
     records,
     report,
     sweep,
@@ -173,12 +174,15 @@ def test_the_longest_runs_are_trained_first(place, monkeypatch):
 
 def test_each_kind_of_pretraining_is_done_once_before_runs_start(place, monkeypatch):
     small = config.replace(config.preset("smoke"), pretrained=True)
-    longer = config.replace(small, **{"pretrain.view_steps": 40})
+    longer = config.replace(small, **{"pretrain.view_steps": 40, "pretrain_low.steps": 7})
     ladder.build(small, place / "data" / "smoke", ("train",), workers=1)
     asked = []
     monkeypatch.setattr(pretrain, "ensure", lambda cfg, _: asked.append(cfg.pretrain.view_steps))
-    pipeline._prepare("smoke", [small, config.replace(small, seed=1), longer])
-    assert asked == [small.pretrain.view_steps, 40]
+    monkeypatch.setattr(pretrain_low, "ensure",
+                        lambda cfg, _: asked.append(cfg.pretrain_low.steps))
+    pipeline._prepare("smoke", [
+        small, config.replace(small, seed=1), longer, config.replace(longer, seed=1)])
+    assert asked == [small.pretrain.view_steps, 40, 7]
 
 
 def test_reproduce_leaves_benchmarks_alone():

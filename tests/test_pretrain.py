@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from scipy.special import expit
 
-from cpllm import config, features, mesh, pipeline, pretrain, train
+from cpllm import config, features, mesh, pipeline, pretrain, sweep, train
 from cpllm.data import annotate, manifests, pictures, scenes, text, video, wide
 from cpllm.data.batches import PairBatches, frame_store, stored
 from cpllm.model import weights
@@ -200,6 +200,12 @@ def test_a_pretrained_decoder_goes_on_reading_by_its_own_tokenizer(
     kept, before = (weights.read(path)[2].to_str() for path in (
         home / "weights" / "wide-s0.safetensors", made))
     assert kept == before
+
+
+def test_the_chapter_watches_the_code_that_decides_what_comes_out():
+    watched = sweep.NOTEBOOKS["15_pretrain"].inputs
+    assert set(watched) == {f"cpllm/{name}" for name in pretrain.CODE}
+    assert all((sweep.ROOT / name).exists() for name in watched)
 
 
 def test_cached_features_give_the_losses_that_pixels_give(made, batches, rows, data, monkeypatch):

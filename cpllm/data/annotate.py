@@ -39,8 +39,8 @@ SHOWN = {
     **dict.fromkeys(("a fruit before a soft background", "a stone before a soft background"),
                     "a rough stone before a soft background"),
 }
-"""Scenes that a viewer can't tell apart, by what all of them show: the catalog's phrases name what
-was drawn for each, and words that the pictures don't bear out can't be learnt from them.
+"""Scenes that a viewer can hardly tell apart, by what all of them show: the catalog's phrases name
+what was drawn for each, and words that the pictures don't bear out can't be learnt from them.
 """
 CONTENT = ("The video shows {}.", "The frames show {}.", "This is a view of {}.", "We see {}.")
 STYLE = ("The style is best called {}.", "In style it counts as {}.", "The style may be called {}.",

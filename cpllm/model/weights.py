@@ -78,8 +78,7 @@ def load(path: Path) -> tuple[nnx.Module, config.Config, Tokenizer]:
     """Read a file that `save` wrote; ValueError names a missing, unexpected or misshapen tensor."""
     tensors, cfg, tokenizer = read(path)
     graph, params, rest = nnx.split(shapes(cfg.model), nnx.Param, ...)
-    leaves = names(params)
-    compare(path, {k: v.shape for k, v in leaves.items()}, {k: v.shape for k, v in tensors.items()})
+    _check(path, names(params), tensors)
     return nnx.merge(graph, fill(params, tensors), rest), cfg, tokenizer
 
 
@@ -90,16 +89,22 @@ def given(path: Path, model: config.Model,
     parts: first names of the tensors to take, where `model` has them, unadapted (without LoRA); by
     default all. ValueError names a missing, unexpected or misshapen tensor.
     """
-    def taken(name: str) -> bool:
-        return not parts or (name.split(".")[0] in parts and ".lora." not in name)
-
     tensors, _, tokenizer = read(path)
-    expected = {k: x.shape for k, x in names(nnx.state(shapes(model), nnx.Param)).items()
-                if taken(k)}
-    has = {name.split(".")[0] for name in expected}
-    found = {k: x for k, x in tensors.items() if not parts or k.split(".")[0] in has}
-    compare(path, expected, {k: x.shape for k, x in found.items()})
-    return found, tokenizer
+    expected = names(nnx.state(shapes(model), nnx.Param))
+    if parts:
+        expected = {k: x for k, x in expected.items() if _part(k) in parts and ".lora." not in k}
+        has = set(map(_part, expected))
+        tensors = {k: x for k, x in tensors.items() if _part(k) in has}
+    _check(path, expected, tensors)
+    return tensors, tokenizer
+
+
+def _part(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _check(path: Path, expected: Mapping[str, nnx.Variable], found: Mapping[str, np.ndarray]):
+    compare(path, *({k: x.shape for k, x in leaves.items()} for leaves in (expected, found)))
 
 
 def compare(path: Path, expected: dict[str, tuple], found: dict[str, tuple]) -> None:
