@@ -11,8 +11,6 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from cpllm import config
-
 policies = ocp.training.preservation_policies
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
 
@@ -21,19 +19,19 @@ BEST = "validation_srcc"
 
 
 class Checkpoints:
-    """The checkpoints under one folder, all of one configuration.
+    """The checkpoints under one folder, all of one configuration, the newest `keep` of them.
 
-    A checkpoint holds the arrays (parameters, optimiser) and, as JSON, the configuration and the
-    log so far. The place in the data is the step: batches are a function of (seed, step).
+    A checkpoint holds the arrays (parameters, optimiser) and, as JSON, the configuration's values
+    and the log so far. The place in the data is the step: batches are a function of (seed, step).
     """
 
-    def __init__(self, folder: Path, cfg: config.Config):
-        self.folder, self.about = Path(folder), cfg.to_dict()
+    def __init__(self, folder: Path, values: dict[str, Any], keep: int = 1):
+        self.folder, self.about = Path(folder), values
         self.orbax = ocp.training.Checkpointer(
             self.folder.resolve(),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
-                    policies.LatestN(cfg.train.keep),
+                    policies.LatestN(keep),
                     policies.BestN(
                         get_metric_fn=lambda m: m[BEST], n=1, keep_checkpoints_without_metrics=False
                     ),

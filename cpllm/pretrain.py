@@ -11,7 +11,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +43,8 @@ CODE = ("pretrain.py", "losses.py", "data/annotate.py", "data/batches.py", "data
 """The modules that decide what comes out."""
 
 PARTS = ("high", "project_high", "decoder")
+SAVE_EVERY = 500
+"""Steps between checkpoints."""
 
 
 class Contrast(nnx.Module):
@@ -118,13 +122,16 @@ def views(rows: pd.DataFrame, store: Path, size: int) -> np.ndarray:
 def ensure(cfg: config.Config, data: Path) -> Path:
     """The file of pretrained towers for this configuration; trained now where it is missing.
 
-    data: as in `train.run`. The losses lie beside it, `history` names the file.
+    data: as in `train.run`. The losses lie beside it, `history` names the file; and until it is
+    done its checkpoints, so that one that was cut short goes on.
     """
     path = data / "pretrained" / f"{key(cfg, data)}.safetensors"
     if not path.exists():
-        tensors, tokenizer, log = fit(cfg, data)
+        kept = path.with_suffix("")
+        tensors, tokenizer, log = fit(cfg, data, kept)
         records.write_csv(history(path), log)
         weights.write(path, tensors, cfg, tokenizer)
+        shutil.rmtree(kept)
     return path
 
 
@@ -147,17 +154,23 @@ def key(cfg: config.Config, data: Path) -> str:
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
 
 
-def fit(cfg: config.Config, data: Path) -> tuple[dict[str, np.ndarray], Tokenizer, pd.DataFrame]:
-    """(tensors by their names in CP-LLM and the bag of words', tokenizer, losses)."""
+def fit(
+    cfg: config.Config, data: Path, kept: Path
+) -> tuple[dict[str, np.ndarray], Tokenizer, pd.DataFrame]:
+    """(tensors by their names in CP-LLM and the bag of words', tokenizer, losses).
+
+    kept: folder of the checkpoints, from which it goes on.
+    """
     rows = annotate.attach(manifests.read(data / "manifest.csv"), data / "descriptions.jsonl")
     rows = manifests.without(rows[rows["split"] == "train"], cfg.data.without)
     described = [annotate.describe(r) for r in rows.to_dict("records")]
     tokenizer = text.train_tokenizer(described, cfg.model.decoder.vocab)
     model = dataclasses.replace(cfg.model, lora_rank=0)
     images, shown = _images(cfg, rows[rows["role"] == "original"], data)
-    contrast, matched = _fit_views(cfg, model, images, captioned(
-        shown, tokenizer, cfg.train.max_text))
-    reader, read = _fit_text(cfg, model, rows, tokenizer, shown, _features(contrast.high, images))
+    captions = captioned(shown, tokenizer, cfg.train.max_text)
+    contrast, matched = _fit_views(cfg, model, images, captions, kept / "views")
+    seen = _features(contrast.high, images)
+    reader, read = _fit_text(cfg, model, rows, tokenizer, shown, seen, kept / "text")
     log = [(part, i, loss) for part, done in (("contrastive", matched), ("text", read))
            for i, loss in enumerate(done, 1)]
     tensors = weights.tensors(contrast) | weights.tensors(reader)
@@ -188,7 +201,7 @@ def _features(tower: Siglip, images: np.ndarray) -> np.ndarray:
     return np.concatenate([see(tower, x) for x in np.array_split(images, -(-len(images) // 256))])
 
 
-def _fit_views(cfg, model, images, captions) -> tuple[Contrast, list[float]]:
+def _fit_views(cfg, model, images, captions, kept) -> tuple[Contrast, list[float]]:
     def batch(rng: np.random.Generator) -> Batch:
         at = rng.integers(len(images), size=cfg.pretrain.views)
         return {"views": np.stack([_cropped(images[i], rng) for i in at]),
@@ -200,7 +213,7 @@ def _fit_views(cfg, model, images, captions) -> tuple[Contrast, list[float]]:
         return contrastive_loss(x, y, same, model.log_scale[...], model.bias[...])
 
     return descend(lambda: Contrast(model, nnx.Rngs(0)), loss, batch,
-                   cfg.pretrain.view_steps, cfg.pretrain.learning_rate)
+                   cfg.pretrain.view_steps, cfg.pretrain.learning_rate, kept)
 
 
 def _cropped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -212,7 +225,7 @@ def _cropped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return found[:, ::-1] if rng.random() < 0.5 else found
 
 
-def _fit_text(cfg, model, rows, tokenizer, shown, seen) -> tuple[Reader, list[float]]:
+def _fit_text(cfg, model, rows, tokenizer, shown, seen, kept) -> tuple[Reader, list[float]]:
     """Of a batch's texts half are about a frame, of `shown` and `seen`: what it shows and in what
     style, without an end, since quality would follow. One in eight is Figure 2's question with a
     random answer, whose words are then known. The others are descriptions, without their frame.
@@ -235,36 +248,45 @@ def _fit_text(cfg, model, rows, tokenizer, shown, seen) -> tuple[Reader, list[fl
 
     return descend(lambda: Reader(model, nnx.Rngs(0)),
                    lambda reader, batch: text_loss(reader, **batch), batch,
-                   cfg.pretrain.text_steps, cfg.pretrain.learning_rate)
+                   cfg.pretrain.text_steps, cfg.pretrain.learning_rate, kept)
 
 
 def _texts(prompt: str, answers: Sequence[str], tokenizer: Tokenizer, length: int) -> Batch:
     return text.stack(text.pack(tokenizer, prompt, answer, length) for answer in answers)
 
 
-def descend(make: Callable, loss: Callable, batch: Callable, steps: int,
-            rate: float) -> tuple[nnx.Module, list[float]]:
+def descend(make: Callable, loss: Callable, batch: Callable, steps: int, rate: float,
+            folder: Path) -> tuple[nnx.Module, list[float]]:
     """(model, loss of each step) of AdamW with a warm-up and a cosine, from `make()`.
 
-    `batch(rng)` gives each step's batch, `loss(model, batch)` what it costs.
+    `batch(rng)` gives each step's batch, `loss(model, batch)` what it costs; folder: of the
+    checkpoints, from whose last one it goes on.
     """
+    from cpllm.checkpoint import Checkpoints  # orbax takes a second to import
+
     graph, _ = nnx.split(nnx.eval_shape(make))
     schedule = optax.warmup_cosine_decay_schedule(0, rate, max(steps // 10, 1), steps + 1)
     tx = optax.adamw(schedule, weight_decay=1e-2)
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(state, moments, batch):
+    @partial(jax.jit, donate_argnums=0)
+    def step(at, batch):
+        state, moments = at
         value, grads = jax.value_and_grad(lambda s: loss(nnx.merge(graph, s), batch))(state)
         updates, moments = tx.update(grads, moments, state)
-        return optax.apply_updates(state, updates), moments, value
+        return (optax.apply_updates(state, updates), moments), value
 
     state = jax.jit(lambda: nnx.state(make()))()
-    moments, done = tx.init(state), []
     console = Console(stderr=True, force_jupyter=False)
-    for i in track(range(steps), "pretrain", console=console, disable=not console.is_terminal):
-        state, moments, value = step(state, moments, batch(np.random.default_rng([0, i])))
-        done.append(float(value))
-    return nnx.merge(graph, state), done
+    with closing(Checkpoints(folder, {})) as kept:
+        at = state, tx.init(state)
+        start, at, done = kept.restore(at) or (0, at, [])
+        for i in track(range(start, steps), folder.name, console=console,
+                       disable=not console.is_terminal):
+            at, value = step(at, batch(np.random.default_rng([0, i])))
+            done.append(float(value))
+            if (i + 1) % SAVE_EVERY == 0 or i + 1 == steps:
+                kept.save(i + 1, at, done, {})
+    return nnx.merge(graph, at[0]), done
 
 
 def load(path: Path, model: config.Model) -> tuple[dict[str, np.ndarray], Tokenizer]:

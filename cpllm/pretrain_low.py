@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -86,8 +87,11 @@ def pairs(rows: pd.DataFrame, store: Path) -> list[tuple[Path, Path]]:
             for row in coded.itertuples()]
 
 
-def fit(cfg: config.Config, clips: Path) -> tuple[Gauge, list[float]]:
-    """The gauge, and the loss of each step. clips: folder with `manifest.csv` and its videos."""
+def fit(cfg: config.Config, clips: Path, kept: Path) -> tuple[Gauge, list[float]]:
+    """The gauge, and the loss of each step.
+
+    clips: folder with `manifest.csv` and its videos; kept: of checkpoints, from which it goes on.
+    """
     rows = manifests.read(clips / "manifest.csv").query("split == 'train'")
     rows = manifests.without(rows, cfg.data.without)
     store = frame_store(clips, cfg)
@@ -100,7 +104,7 @@ def fit(cfg: config.Config, clips: Path) -> tuple[Gauge, list[float]]:
 
     side = cfg.video.patch_size // (cfg.model.low.image // cfg.model.low.patch)
     return pretrain.descend(lambda: Gauge(cfg.model, nnx.Rngs(0)), partial(loss, side=side), batch,
-                            of.steps, of.learning_rate)
+                            of.steps, of.learning_rate, kept)
 
 
 def _draw(files: tuple[Path, Path], cfg: config.Config, rng: np.random.Generator) -> Batch:
@@ -117,15 +121,18 @@ def _draw(files: tuple[Path, Path], cfg: config.Config, rng: np.random.Generator
 def ensure(cfg: config.Config, data: Path) -> Path:
     """The file of this configuration's pretrained low-level encoder; trained now where missing.
 
-    data: as in `train.run`. The losses lie beside it, `pretrain.history` names the file.
+    data: as in `train.run`. The losses lie beside it, `pretrain.history` names the file, and until
+    it is done its checkpoints.
     """
     path = data / "pretrained" / f"low-{key(cfg, data)}.safetensors"
     if not path.exists():
-        gauge, losses = fit(cfg, config.clips(cfg, data))
+        kept = path.with_suffix("")
+        gauge, losses = fit(cfg, config.clips(cfg, data), kept)
         log = pd.DataFrame({"part": "low", "step": range(1, len(losses) + 1), "loss": losses})
         records.write_csv(pretrain.history(path), log)
         with atomic.whole(path) as part:
             save_file(weights.tensors(gauge), part)
+        shutil.rmtree(kept)
     return path
 
 

@@ -264,7 +264,7 @@ def _checkpoints(folder: Path | None, cfg: config.Config) -> Iterator[Checkpoint
         return
     from cpllm.checkpoint import Checkpoints
 
-    kept = Checkpoints(folder, cfg)
+    kept = Checkpoints(folder, cfg.to_dict(), cfg.train.keep)
     try:
         yield kept
     finally:

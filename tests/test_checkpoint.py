@@ -17,7 +17,7 @@ import jax
 from cpllm import config
 from cpllm.checkpoint import Checkpoints
 
-kept = Checkpoints(Path(sys.argv[1], "run"), config.smoke())
+kept = Checkpoints(Path(sys.argv[1], "run"), config.smoke().to_dict(), keep=2)
 like = {"x": jax.random.normal(jax.random.key(0), 250_000)}  # does not compress
 for step in (1, 2):
     kept.save(step, {"x": like["x"] + step}, {"recent": [step]}, {}, wait=True)
@@ -26,14 +26,14 @@ try:
     kept.save(3, {"x": like["x"] + 3}, {"recent": [3]}, {}, wait=True)
 except OSError as error:
     print(error)
-step, arrays, log = Checkpoints(kept.folder, config.smoke()).restore(like)
+step, arrays, log = Checkpoints(kept.folder, config.smoke().to_dict(), keep=2).restore(like)
 assert log == {"recent": [step]}
 print("restored", step, bool((arrays["x"] == like["x"] + step).all()))
 """
 
 
 def test_the_newest_and_the_best_checkpoints_stay(tmp_path):
-    kept = Checkpoints(tmp_path / "run", config.smoke())
+    kept = Checkpoints(tmp_path / "run", config.smoke().to_dict(), keep=2)
     assert kept.latest == 0 and config.smoke().train.keep == 2
     for step, srcc in enumerate((0.1, 0.9, 0.3, 0.2, 0.4), 1):
         kept.save(step, {"x": jnp.ones(2) * step}, {}, {BEST: srcc}, wait=True)

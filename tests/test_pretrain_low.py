@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from cpllm import config, pretrain_low, train
+from cpllm import config, pretrain, pretrain_low, train
 from cpllm.data import manifests
 from cpllm.data.batches import frame_store, stored
 from cpllm.model import weights
@@ -84,8 +84,8 @@ def test_an_encode_meets_the_original_of_its_scene_and_faults_meet_nobody():
         pretrain_low.pairs(rows[rows["scene"] == "b"], Path("store"))
 
 
-def test_the_tower_learns_where_a_frame_has_lost_its_texture(data):
-    gauge, losses = pretrain_low.fit(CFG, data)
+def test_the_tower_learns_where_a_frame_has_lost_its_texture(data, tmp_path):
+    gauge, losses = pretrain_low.fit(CFG, data, tmp_path)
     assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:10])
     new = np.random.default_rng(9).normal(128, 40, (1, 1, 32, 32, 3)).clip(0, 255)
     new = new.astype(np.uint8)
@@ -116,6 +116,27 @@ def test_it_is_made_once_for_all_seeds_and_anew_for_other_settings(data, made, m
         assert pretrain_low.key(config.replace(CFG, **change), data) not in made.name
     log = pd.read_csv(made.with_suffix(".csv"))
     assert list(log.columns) == ["part", "step", "loss"] and len(log) == 80
+
+
+def test_one_that_was_cut_short_goes_on_to_the_same_encoder(data, made, monkeypatch):
+    draw, drawn = pretrain_low._draw, []
+
+    def interrupted(*given):
+        drawn.append(given)
+        if len(drawn) == 8 * 50:
+            raise KeyboardInterrupt
+        return draw(*given)
+
+    whole = made.read_bytes()
+    made.unlink()
+    monkeypatch.setattr(pretrain, "SAVE_EVERY", 20)
+    monkeypatch.setattr(pretrain_low, "_draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_low.ensure(CFG, data)
+    assert not made.exists()
+    assert pretrain_low.ensure(CFG, data).read_bytes() == whole
+    assert len(drawn) == 8 * (50 + 80 - 40)
+    assert not made.with_suffix("").exists()
 
 
 def test_encodes_come_with_their_original_turned_alike(data):
