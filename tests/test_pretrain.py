@@ -103,6 +103,22 @@ def test_the_same_inputs_are_trained_on_once_and_others_anew(made, data, monkeyp
     assert pretrain.key(CFG, data) != made.stem
 
 
+def test_a_pretraining_cut_short_in_its_second_part_does_not_begin_with_the_first(
+    data, made, tmp_path, monkeypatch
+):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder, ignore=shutil.ignore_patterns("pretrained"))
+    texts = pretrain.text_loss
+    monkeypatch.setattr(pretrain, "text_loss", lambda *_, **__: pytest.fail("interrupted"))
+    with pytest.raises(pytest.fail.Exception):
+        pretrain.ensure(CFG, folder)
+    monkeypatch.setattr(pretrain, "text_loss", texts)
+    monkeypatch.setattr(pretrain, "_cropped", lambda *_: pytest.fail("the first part again"))
+    path = pretrain.ensure(CFG, folder)
+    assert path.read_bytes() == made.read_bytes() and not path.with_suffix("").exists()
+    assert pretrain.history(path).read_text() == pretrain.history(made).read_text()
+
+
 def test_pictures_are_of_no_scene_that_is_judged_and_the_same_at_each_drawing():
     data = config.Data(without=("bokeh",))
     chosen = pictures.catalog(400, data)
@@ -123,9 +139,9 @@ def test_many_pictures_are_drawn_by_processes_and_come_in_the_same_order():
     np.testing.assert_array_equal(many[70], video.resize(scenes.render(scene), 16)[0])
 
 
-def test_the_decoder_learns_what_the_frame_shows(data):
+def test_the_decoder_learns_what_the_frame_shows(data, tmp_path):
     cfg = config.replace(CFG, **{"pretrain.view_steps": 60, "pretrain.text_steps": 300})
-    tensors, tokenizer, _ = pretrain.fit(cfg, data)
+    tensors, tokenizer, _ = pretrain.fit(cfg, data, tmp_path)
     kinds = pd.DataFrame([{"video": "x", "content": f"a {name} wall", "style": "plain"}
                           for name in COLOURS])
     images = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in COLOURS.values()])
@@ -146,13 +162,13 @@ def test_the_decoder_learns_what_the_frame_shows(data):
     assert np.mean(right) < 0.9 * np.mean(wrong)
 
 
-def test_a_family_that_is_left_out_is_no_part_of_pretraining(data, monkeypatch):
+def test_a_family_that_is_left_out_is_no_part_of_pretraining(data, tmp_path, monkeypatch):
     cfg = config.replace(CFG, **{"data.without": ["made"]})
     assert pretrain.key(cfg, data) != pretrain.key(CFG, data)
     taught = []
     monkeypatch.setattr(text, "train_tokenizer", lambda told, _: taught.append(told) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        pretrain.fit(cfg, data)
+        pretrain.fit(cfg, data, tmp_path)
     assert taught == [[]]
 
 
