@@ -78,7 +78,7 @@ RUNS = (*(f"results/{{profile}}/runs/*/{name}"
 TABLE = (*RUNS, "results/paper.csv", "cpllm/metrics.py", "cpllm/report.py", "cpllm/exhibits.py")
 FIGURE = ("data_manifests/{profile}/test.csv", "cpllm/figures.py", "cpllm/metrics.py")
 MODEL = (*FIGURE, "cpllm/weights/*", "cpllm/infer.py", "cpllm/judge.py", "cpllm/model/*.py")
-PRETRAIN = tuple(f"cpllm/{name}.py" for name in (
+TOWERS = tuple(f"cpllm/{name}.py" for name in (
     "pretrain", "losses", "data/annotate", "data/batches", "data/families", "data/pictures",
     "data/scenes", "data/text", "model/siglip", "model/gemma", "model/layers"))  # pretrain.CODE
 
@@ -87,7 +87,7 @@ NOTEBOOKS = {
     for n in (
         Notebook("10_data", ("data_manifests/{profile}/*", *DATA)),
         Notebook("12_lint", ("data_manifests/{profile}/*", "cpllm/data/lint.py", *DATA)),
-        Notebook("15_pretrain", PRETRAIN),
+        Notebook("15_pretrain", TOWERS),
         Notebook("20_train"),
         Notebook("24_figure1", (*FIGURE, *RUNS)),
         Notebook("25_figure2", (*MODEL, *RUNS)),
