@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +62,21 @@ class Browser:
 
     def open(self, address: str, width: int, height: int = 900, dark: bool = False) -> None:
         """Load a page and wait until it and its equations are drawn."""
-        self.said, self.asked, self.loaded = [], [], False
+        self.said, self.asked = [], []
         self.view(width, height)
         self.scheme(dark)
-        self.send("Page.navigate", url=address)
-        while not self.loaded:
-            self._receive()
+        with self.arrival():
+            self.send("Page.navigate", url=address)
         self.run("window.MathJax?.startup?.promise")
         self.run("document.fonts.ready.then(() => 1)")
+
+    @contextmanager
+    def arrival(self) -> Iterator[None]:
+        """Until the page that the block asks for is loaded: one that leaves answers no more."""
+        self.loaded = False
+        yield
+        while not self.loaded:
+            self._receive()
 
     def view(self, width: int, height: int = 900) -> None:
         """The size of the window, in CSS pixels."""

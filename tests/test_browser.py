@@ -207,8 +207,9 @@ def test_search_finds_a_page_by_the_keyboard_alone(html, site, browser):
     browser.run("document.querySelector('.search-button-field').click()")
     browser.wait("document.activeElement.matches('input[type=search]')")
     browser.type("flip rate")
-    browser.key("Enter", 13, "\r")
-    browser.wait("location.pathname === '/search.html'")
+    with browser.arrival():
+        browser.key("Enter", 13, "\r")
+    assert browser.run("location.pathname") == "/search.html"
     browser.wait("/finished/.test(document.querySelector('#search-results')?.textContent)")
     found = browser.run("[...document.querySelectorAll('#search-results li a')].map(a => a.href)")
     assert any("method" in address for address in found)
