@@ -59,6 +59,21 @@ class Content:
         return float(np.sqrt(np.sum((along / self.scales) ** 2) + rest)) / self.limit
 
 
+@dataclass(frozen=True)
+class Readout:
+    """What the pixels under a token of the low-level encoder have lost, as a linear function of it.
+
+    √(1 - SSIM) of luma against the original, which isn't needed: `cpllm.damage.fit` makes one.
+    """
+
+    weights: list[float]  # [D_l]
+    bias: float
+
+    def __call__(self, tokens: NDArray) -> NDArray:
+        """float32[...,D_l] → float32[...]."""
+        return tokens @ np.asarray(self.weights, np.float32) + np.float32(self.bias)
+
+
 def features(seen: tuple) -> NDArray:
     """float[D] of what a model sees of a video, (u, v) [M,T,D]: the means of both."""
     return np.concatenate([np.asarray(x, float).mean((0, 1)) for x in seen])
@@ -89,6 +104,7 @@ class Card:
     step: float  # points from which on 9 of 10 pairs of one source are ordered rightly
     lines: tuple[int, int]  # shortest and longest short side of a training clip
     content: Content
+    readout: Readout | None = None  # None: no heat-map is drawn
 
     def read(self, prediction: float) -> Reading:
         """Score, interval and word.
@@ -130,11 +146,11 @@ class Card:
 
 
 def make(weights: str, predictions: pd.DataFrame, lines: tuple[int, int],
-         content: Content) -> Card:
+         content: Content, readout: Readout | None = None) -> Card:
     """The card of validation `predictions` with columns source, prediction and proxy."""
     within, between = (slope(predictions, same) for same in (True, False))
     return Card(weights, calibrate(predictions, level=LEVEL), within, between,
-                _short(resolution(predictions, within=True)), lines, content)
+                _short(resolution(predictions, within=True)), lines, content, readout)
 
 
 def slope(frame: pd.DataFrame, within: bool) -> float:
@@ -170,6 +186,8 @@ def of(weights: Path) -> Card | None:
         return None
     known = {**values, "calibration": Calibration(**values["calibration"]),
              "content": Content(**values["content"]), "lines": tuple(values["lines"])}
+    if told := known.get("readout"):
+        known["readout"] = Readout(**told)
     return Card(**known) if known["weights"] == records.file_hash(weights) else None
 
 

@@ -320,18 +320,19 @@ def climb_ladder(args: argparse.Namespace) -> None:
 
 
 def map_file(args: argparse.Namespace) -> None:
-    """The middle key frame's score, its quality by place at its ends, and the picture if asked."""
+    """The middle key frame's score, where it is damaged most, and the picture if asked."""
     found = _load(args).heatmap(args.files[0], args.stride)
-    (top, left, low), high = found.lowest(), float(found.quality.max())
+    (top, left, most), mean = found.worst(), float(found.lost.mean())
     if args.plot:
         _draw(found.draw(), args.plot)
     if args.format == "json":
-        return _json({"path": found.path, "score": found.score, "size": found.quality.shape,
-                      "lowest": {"top": top, "left": left, "quality": low}, "highest": high,
-                      "quality": found.blocks().round(2).tolist()})
-    height, width = found.quality.shape
+        return _json({"path": found.path, "score": found.score, "size": found.lost.shape,
+                      "worst": {"top": top, "left": left, "lost": most}, "mean": mean,
+                      "lost": found.blocks().round(3).tolist()})
+    height, width = found.lost.shape
     print(f"{found.score:6.1f}  {found.path}, middle key frame at {width}x{height}\n"
-          f"{low:6.1f}  lowest, at x {left}, y {top}\n{high:6.1f}  highest")
+          f"{most:6.2f}  of its structure lost where most is, at x {left}, y {top}\n"
+          f"{mean:6.2f}  in the mean")
 
 
 def build_data(args: argparse.Namespace) -> int:

@@ -1,17 +1,19 @@
-"""Where the low-level encoder sees damage: the score that each place of a frame speaks for.
+"""Where the low-level encoder sees damage: what its tokens say that their pixels have lost.
 
-A frame's v is the mean over its K patches (Sec. 3.1.2). Here one patch takes the place of all K,
-while u stays the frame's own, and the quality predictor says what the frame would then be worth.
-That patch slides over the whole frame; where patches overlap, their scores are averaged.
+A linear readout (Alain and Bengio 2016) of the tokens before they are averaged over patches (Sec.
+3.1.2): the encoder isn't changed by it, and what it doesn't know can't be read off it. One patch
+slides over the whole frame; what overlapping tokens say of a pixel is averaged.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -21,48 +23,60 @@ from flax import nnx
 from jax import Array
 
 from cpllm import figures, report
-from cpllm.data import video
+from cpllm.card import Readout
+from cpllm.data import manifests, video
 from cpllm.data.batches import model_inputs
 from cpllm.infer import Scorer
 from cpllm.judge import load
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cpllm import config
+
 BATCH = 64
 """Patches at once; the last batch is filled up: one compilation serves frames of any size."""
+
+ENCODES = 300
+"""On which a readout is fitted, at most."""
+
+PLAIN = 0.5
+"""What is lost where the map is darkest, at least: a frame with little damage looks light."""
 
 
 @dataclass(frozen=True, eq=False)
 class Heatmap:
-    """Quality by place in a video's middle key frame; shows itself as a picture in a notebook.
+    """Damage by place in a video's middle key frame; shows itself as a picture in a notebook.
 
     score: this frame's, 0–100, from its K patches. frame: uint8[H,W,3], as the patches are cut from
-    it. quality: float32[H,W], 0–100, higher is better; its detail is that of a patch, of which
-    each pixel averages several.
+    it. lost: float32[H,W], √(1 - SSIM) as the tokens tell it without a reference, from 0 (nothing)
+    to about 1; its detail is a token's.
     """
 
     path: str
     score: float
     frame: np.ndarray = field(repr=False)
-    quality: np.ndarray = field(repr=False)
+    lost: np.ndarray = field(repr=False)
 
-    def lowest(self) -> tuple[int, int, float]:
-        """Row and column of the pixel with the least quality, and that quality."""
-        top, left = np.unravel_index(self.quality.argmin(), self.quality.shape)
-        return int(top), int(left), float(self.quality[top, left])
+    def worst(self) -> tuple[int, int, float]:
+        """Row and column of the pixel where most is lost, and how much that is."""
+        top, left = np.unravel_index(self.lost.argmax(), self.lost.shape)
+        return int(top), int(left), float(self.lost[top, left])
 
     def blocks(self, size: int = 32) -> np.ndarray:
         """Means over size×size pixels: float32[H//size,W//size]."""
-        return figures.block_means(self.quality, size)
+        return figures.block_means(self.lost, size)
 
     def draw(self) -> plt.Figure:
         """The frame beside its map, dark where damage is seen."""
-        height, width = self.quality.shape
+        height, width = self.lost.shape
         with plt.rc_context(report.style()):
             wide = 11 if width >= height else 7
             figure, axes = plt.subplots(1, 2, figsize=(wide, 0.6 + wide * 0.43 * height / width),
                                         layout="constrained")
             axes[0].imshow(self.frame)
-            shown = axes[1].imshow(self.quality, "cividis")
-            figure.colorbar(shown, ax=axes[1], label="quality spoken for (0–100)", shrink=0.8)
+            shown = axes[1].imshow(self.lost, "cividis_r", vmin=0, vmax=max(PLAIN, self.worst()[2]))
+            figure.colorbar(shown, ax=axes[1], label="structure lost, √(1 − SSIM)", shrink=0.8)
             axes[0].set_title(f"middle key frame, score {self.score:.1f}")
             axes[1].set_title("where the low-level encoder sees damage: dark")
             for axis in axes:
@@ -76,48 +90,96 @@ class Heatmap:
         return data.getvalue()
 
 
-def heatmap(path: str | Path, scorer: Scorer | None = None, stride: int | None = None) -> Heatmap:
-    """Quality by place in the middle key frame of a video, by the default model or another.
+def heatmap(path: str | Path, scorer: Scorer | None = None, stride: int | None = None,
+            readout: Readout | None = None) -> Heatmap:
+    """Damage by place in the middle key frame of a video, by the default model or another.
 
-    stride: pixels between neighbouring patches; by default a quarter of a patch. `VideoError` for
-    a file that is no video, ValueError for a model without a low-level encoder of patches.
+    stride: pixels between neighbouring patches; by default a quarter of a patch. readout: as `fit`
+    makes it; by default the one in the model's card. `VideoError` for a file that is no video,
+    ValueError for a model without a low-level encoder of patches or without a readout.
     """
     scorer = scorer or load()
+    readout = readout or own(scorer)
+    if readout is None:
+        raise ValueError("heat-map: expected a readout of the low-level encoder in the card beside "
+                         "the weights, found none; cpllm.damage.fit makes one from encodes")
     cfg = scorer.cfg.video
     frames, at = video.key_frames(path, cfg.key_frames), cfg.key_frames // 2
-    inputs = model_inputs(frames, cfg)
-    frame = video.fit(frames[at:at + 1], cfg.fit_height, cfg.fit_width, cfg.enlarge)[0]
-    found = quality(scorer, frame, inputs["view"][at], stride)
-    return Heatmap(str(path), float(scorer.frame_scores(inputs)[at]), frame, found)
+    frame = fitted(frames[at], cfg)
+    score = scorer.frame_scores(model_inputs(frames, cfg))[at]
+    return Heatmap(str(path), float(score), frame, lost(scorer, frame, readout, stride))
 
 
-def quality(scorer: Scorer, frame: np.ndarray, view: np.ndarray,
-            stride: int | None = None) -> np.ndarray:
-    """float32[H,W] of a fitted frame uint8[H,W,3], given the high-level encoder's view of it.
+def own(scorer: Scorer) -> Readout | None:
+    """The readout that a model's card holds, if it has one."""
+    known = getattr(scorer, "card", None)
+    return known and known.readout
 
-    With one patch at each place of a grid with this stride, the last row and column at the edge.
+
+def fit(scorer: Scorer, rows: pd.DataFrame, videos: Path) -> Readout:
+    """The readout, by least squares on the middle frames of ENCODES encodes and their originals.
+
+    rows: of a manifest, training's; videos: its folder. ValueError where no encode without a fault
+    has its original among them.
     """
-    if scorer.cfg.model.kind != "cp-llm" or scorer.cfg.model.encoders == "high":
-        raise ValueError(f"heat-map: expected a cp-llm with its low-level encoder, got a "
-                         f"{scorer.cfg.model.kind} with encoders {scorer.cfg.model.encoders}")
-    patch, align = scorer.cfg.video.patch_size, scorer.cfg.video.align
+    from cpllm import pretrain_low
+
+    sound = rows[rows["distortion"] == "none"].assign(file=manifests.files)
+    pairs = sound[sound["role"] == "original"].merge(
+        sound[sound["role"] == "variant"], on="scene", suffixes=("", "_coded"))
+    if pairs.empty:
+        raise ValueError(f"{videos}: expected encodes and their originals, got none among "
+                         f"{len(rows)} clips")
+    pairs = pairs.sample(min(ENCODES, len(pairs)), random_state=0)
+    patch, x, y = scorer.cfg.video.patch_size, [], []
+    for names in zip(pairs["file_coded"], pairs["file"], strict=True):
+        frames = (fitted(figures.middle(videos / name), scorer.cfg.video) for name in names)
+        coded, original = (patches(frame, scorer.cfg.video, patch)[0] for frame in frames)
+        told = tokens(scorer, coded)
+        x.append(told.reshape(-1, told.shape[-1]))
+        y.append(np.ravel(pretrain_low.lost(coded, original, patch // _across(told))))
+    x, y = np.concatenate(x), np.concatenate(y)
+    centre = x.mean(0)  # a norm's outputs lie in a plane, along which alone they can tell
+    weights = np.linalg.lstsq(x - centre, y - y.mean(), rcond=1e-3)[0]
+    return Readout(weights.tolist(), float(y.mean() - centre @ weights))
+
+
+def lost(scorer: Scorer, frame: np.ndarray, readout: Readout,
+         stride: int | None = None) -> np.ndarray:
+    """float32[H,W] of a fitted frame uint8[H,W,3]: √(1 - SSIM) as its tokens tell it.
+
+    From patches at each place of a grid with this stride, the last row and column at the edge.
+    """
+    cfg = scorer.cfg.video
+    patch = cfg.patch_size
     stride = patch // 4 if stride is None else stride
     if not 1 <= stride <= patch:
         raise ValueError(f"heat-map: expected a stride of 1 to {patch} pixels, got {stride}")
+    cut, places = patches(frame, cfg, stride)
+    told = tokens(scorer, cut)
+    n = _across(told)
+    over = np.arange(patch) * n // patch  # each row's and column's token
+    total, covered = np.zeros((2, *places.max(0) + patch), np.float32)
+    for (top, left), found in zip(places, readout(told).reshape(-1, n, n), strict=True):
+        here = np.s_[top:top + patch, left:left + patch]
+        total[here] += found[np.ix_(over, over)]
+        covered[here] += 1
     height, width = frame.shape[:2]
-    sides = [max(-(-side // align) * align, patch) for side in (height, width)]
+    return np.maximum(total / covered, 0)[:height, :width]
+
+
+def fitted(frame: np.ndarray, cfg: config.Video) -> np.ndarray:
+    """uint8[H,W,3] as the low-level encoder's patches are cut from it."""
+    return video.fit(frame[None], cfg.fit_height, cfg.fit_width, cfg.enlarge)[0]
+
+
+def patches(frame: np.ndarray, cfg: config.Video, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8[N,P,P,3] that cover a fitted frame, and their corners, int[N,2]."""
+    patch, (height, width) = cfg.patch_size, frame.shape[:2]
+    sides = [max(-(-side // cfg.align) * cfg.align, patch) for side in (height, width)]
     frame = np.pad(frame, ((0, sides[0] - height), (0, sides[1] - width), (0, 0)), "edge")
     places = np.array(list(product(*(starts(s, patch, stride) for s in sides))))
-    total, covered = np.zeros(sides, np.float32), np.zeros(sides, np.float32)
-    for some in np.split(places, range(BATCH, len(places), BATCH)):
-        filled = np.resize(some, (BATCH, 2))
-        patches, _ = video.cut_patches(frame[None], patch, BATCH, filled)
-        scores = np.asarray(_speak(*scorer._split, view[None], patches[0]))
-        for (top, left), score in zip(some, scores, strict=False):
-            here = np.s_[top:top + patch, left:left + patch]
-            total[here] += score
-            covered[here] += 1
-    return (total / covered)[:height, :width]
+    return video.cut_patches(frame[None], patch, len(places), places)[0][0], places
 
 
 def starts(side: int, patch: int, stride: int) -> list[int]:
@@ -129,10 +191,25 @@ def starts(side: int, patch: int, stride: int) -> list[int]:
     return [*range(0, side - patch, stride), side - patch]
 
 
+def tokens(scorer: Scorer, patches: np.ndarray) -> np.ndarray:
+    """float32[N,T_l,D_l]: what the low-level encoder makes of each of uint8[N,P,P,3]."""
+    model = scorer.cfg.model
+    if model.kind != "cp-llm" or model.encoders == "high":
+        raise ValueError(f"heat-map: expected a cp-llm with its low-level encoder, got a "
+                         f"{model.kind} with encoders {model.encoders}")
+    split = nnx.split(scorer.model.low)
+    filled = np.resize(patches, (-(-len(patches) // BATCH) * BATCH, *patches.shape[1:]))
+    found = [np.asarray(_encode(*split, some)) for some in np.split(filled, len(filled) // BATCH)]
+    return np.concatenate(found)[:len(patches)]
+
+
 @partial(jax.jit, static_argnums=0)
-def _speak(graph: nnx.GraphDef, params: nnx.State, view: Array, patches: Array) -> Array:
-    """float32[N] in 0–100: the frame's score if all patches were like each of uint8[N,P,P,3]."""
-    model, n = nnx.merge(graph, params), len(patches)
-    high = jnp.repeat(model.high(view), n, 0)
-    u, v = model.see(high, patches[:, None], jnp.ones((n, 1), bool))
-    return 100 * model.score(u, v)
+def _encode(graph: nnx.GraphDef, params: nnx.State, patches: Array) -> Array:
+    """float32[N,T_l,D_l] of uint8[N,P,P,3], each in a frame of its own."""
+    present = jnp.ones((len(patches), 1), bool)
+    return nnx.merge(graph, params)(patches[:, None], present)[:, 0].astype(jnp.float32)
+
+
+def _across(tokens: np.ndarray) -> int:
+    """Tokens along a patch's side, of [N,T_l,D_l]."""
+    return math.isqrt(tokens.shape[1])

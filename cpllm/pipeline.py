@@ -308,10 +308,11 @@ def make_card(profile: str, again: bool = True) -> Path | None:
 
     The interval and the confidence come from the run's validation predictions, but for clips with
     faults that its training left out; the domain from what the model sees of one clip of each
-    training scene, at each level in turn, and of every fourth validation clip: 4 minutes of two
-    cores.
+    training scene, at each level in turn, and of every fourth validation clip; the heat-map's
+    readout from training encodes: 5 minutes of two cores.
     Without `again` only where the card is missing or another file's.
     """
+    from cpllm import damage
     from cpllm.infer import DEFAULT, ahead, load
 
     if DEFAULT.stem != profile or (not again and card.of(DEFAULT)):
@@ -338,8 +339,8 @@ def make_card(profile: str, again: bool = True) -> Path | None:
     n, short = len(seen["train"]), rows["train"][["width", "height"]].min(axis=1)
     content = card.fit_content(features[:n], features[n:], seen["validation"]["source"])
     path = card.beside(DEFAULT)
-    card.make(records.file_hash(DEFAULT), validation, (int(short.min()), int(short.max())),
-              content).write(path)
+    card.make(records.file_hash(DEFAULT), validation, (int(short.min()), int(short.max())), content,
+              damage.fit(scorer, rows["train"], folders["train"])).write(path)
     return path
 
 

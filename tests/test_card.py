@@ -17,7 +17,8 @@ MIXED = np.array([[3.0, 1, 0], [0, 1, 0.5], [0, 0, 0.2]])
 def made(limit=3.0, **changes):
     content = card.Content([0.0, 0, 0], [[1.0, 0, 0]], [2.0], 1.0, limit)
     known = {"weights": "w", "calibration": Calibration(0.9, 8.0, 20, 400), "within": 0.5,
-             "between": 0.1, "step": 4.0, "lines": (144, 1080), "content": content}
+             "between": 0.1, "step": 4.0, "lines": (144, 1080), "content": content,
+             "readout": card.Readout([0.5, -1.0, 2.0], 0.25)}
     return card.Card(**known | changes)
 
 
