@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: small made clips, real clips where there are some, ffmpeg."""
 
+import json
 import os
 from pathlib import Path
 
@@ -21,6 +22,17 @@ def made_frames(n=12, height=96, width=128, seed=0):
     for i in range(n):
         frames[i, 10 + i:30 + i, 40 - i:60 - i] = (230, 60, 40)
     return np.clip(frames + rng.normal(0, 2, frames.shape), 0, 255).astype(np.uint8)
+
+
+def settled(path: Path) -> bytes:
+    """A file's bytes; safetensors writes the texts of its header in any order, here in one."""
+    data = path.read_bytes()
+    if path.name == "repeatability.json":  # holds the hash of such a file
+        return json.dumps(json.loads(data)["points"]).encode()
+    if path.suffix != ".safetensors":
+        return data
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import settled
 
 from cpllm.sweep import ROOT
 from tests import test_book
@@ -90,17 +91,6 @@ def made(root: Path) -> dict[str, bytes]:
         json.loads(path.read_text())
     names = (str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
     return {n: settled(root / n) for n in names if SAME.fullmatch(n)}
-
-
-def settled(path: Path) -> bytes:
-    """A file's bytes; safetensors writes the texts of its header in any order, here in one."""
-    data = path.read_bytes()
-    if path.name == "repeatability.json":  # holds the hash of such a file
-        return json.dumps(json.loads(data)["points"]).encode()
-    if path.suffix != ".safetensors":
-        return data
-    end = 8 + int.from_bytes(data[:8], "little")
-    return json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
 
 
 @pytest.fixture(scope="module")
