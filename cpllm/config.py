@@ -356,24 +356,29 @@ def _typed(value: Any, kind: Any, at: str) -> Any:
 
 
 def replace(config: Config, **changes: Any) -> Config:
-    """Copy with flat changes, each key "section.field" or the bare name of a `train` field.
+    """Copy with flat changes, each key "section.field", "section.part.field" or the bare name of a
+    `train` field. ValueError names what is unknown or mistyped.
 
     >>> replace(smoke(), seed=3, **{"model.lora_rank": 2}).train.seed
     3
+    >>> replace(smoke(), **{"model.high.patch": 8}).model.high.patch
+    8
     """
     for key, value in changes.items():
-        section, _, name = key.rpartition(".")
-        section = section or "train"
-        if section not in {f.name for f in dataclasses.fields(config)}:
-            raise ValueError(f"config: unknown section {section!r} in {key!r}")
-        part = getattr(config, section)
-        kinds = typing.get_type_hints(type(part))
-        if name not in kinds:
-            raise ValueError(f"config: unknown {key!r}; {section} has {', '.join(kinds)}")
-        value = _typed(value, kinds[name], f"config.{section}.{name}")
-        part = dataclasses.replace(part, **{name: value})
-        config = dataclasses.replace(config, **{section: part})
+        path = key.split(".") if "." in key else ["train", key]
+        config = _changed(config, path, value, key)
     return config
+
+
+def _changed(part: Any, path: list[str], value: Any, key: str) -> Any:
+    """`part` with the value at a path; `key` is what the user called it."""
+    (name, *rest), kinds = path, typing.get_type_hints(type(part))
+    if name not in kinds:
+        known = ", ".join(kinds) or "none"
+        raise ValueError(f"config: unknown {name!r} in {key!r}; known are {known}")
+    value = (_changed(getattr(part, name), rest, value, key) if rest
+             else _typed(value, kinds[name], f"config.{key}"))
+    return dataclasses.replace(part, **{name: value})
 
 
 def rival(config: Config, kind: str, mechanism: bool = True) -> Config:

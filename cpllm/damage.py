@@ -19,19 +19,17 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from flax import nnx
 from jax import Array
 
 from cpllm import figures, report
 from cpllm.card import Readout
-from cpllm.data import manifests, video
-from cpllm.data.batches import model_inputs
+from cpllm.data import batches, manifests, video
 from cpllm.infer import Scorer
 from cpllm.judge import load
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from cpllm import config
 
 BATCH = 64
@@ -106,7 +104,7 @@ def heatmap(path: str | Path, scorer: Scorer | None = None, stride: int | None =
     cfg = scorer.cfg.video
     frames, at = video.key_frames(path, cfg.key_frames), cfg.key_frames // 2
     frame = fitted(frames[at], cfg)
-    score = scorer.frame_scores(model_inputs(frames, cfg))[at]
+    score = scorer.frame_scores(batches.model_inputs(frames, cfg))[at]
     return Heatmap(str(path), float(score), frame, lost(scorer, frame, readout, stride))
 
 
@@ -124,16 +122,10 @@ def fit(scorer: Scorer, rows: pd.DataFrame, videos: Path) -> Readout:
     """
     from cpllm import pretrain_low
 
-    sound = rows[rows["distortion"] == "none"].assign(file=manifests.files)
-    pairs = sound[sound["role"] == "original"].merge(
-        sound[sound["role"] == "variant"], on="scene", suffixes=("", "_coded"))
-    if pairs.empty:
-        raise ValueError(f"{videos}: expected encodes and their originals, got none among "
-                         f"{len(rows)} clips")
-    pairs = pairs.sample(min(ENCODES, len(pairs)), random_state=0)
+    pairs = pd.Series(manifests.pairs(rows.assign(file=manifests.files)))
     patch, x, y = scorer.cfg.video.patch_size, [], []
-    for names in zip(pairs["file_coded"], pairs["file"], strict=True):
-        frames = (fitted(figures.middle(videos / name), scorer.cfg.video) for name in names)
+    for pair in pairs.sample(min(ENCODES, len(pairs)), random_state=0):
+        frames = (fitted(figures.middle(videos / row.file), scorer.cfg.video) for row in pair)
         coded, original = (patches(frame, scorer.cfg.video, patch)[0] for frame in frames)
         told = tokens(scorer, coded)
         x.append(told.reshape(-1, told.shape[-1]))
@@ -170,7 +162,7 @@ def lost(scorer: Scorer, frame: np.ndarray, readout: Readout,
 
 def fitted(frame: np.ndarray, cfg: config.Video) -> np.ndarray:
     """uint8[H,W,3] as the low-level encoder's patches are cut from it."""
-    return video.fit(frame[None], cfg.fit_height, cfg.fit_width, cfg.enlarge)[0]
+    return batches.fitted(frame[None], cfg)[0]
 
 
 def patches(frame: np.ndarray, cfg: config.Video, stride: int) -> tuple[np.ndarray, np.ndarray]:

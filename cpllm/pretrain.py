@@ -9,8 +9,6 @@ result serves all seeds and regimes, in a file named after a hash of all that it
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -42,6 +40,9 @@ CODE = ("pretrain.py", "losses.py", "data/annotate.py", "data/batches.py", "data
         "model/layers.py")
 """The modules that decide what comes out."""
 
+CAPTIONS = 256
+"""With which a frame is contrasted in a step, at most: scenes have fewer than half as many."""
+
 PARTS = ("high", "project_high", "decoder")
 SAVE_EVERY = 500
 """Steps between checkpoints."""
@@ -50,8 +51,9 @@ SAVE_EVERY = 500
 class Contrast(nnx.Module):
     """Both sides of the contrastive loss. What reads captions, a bag of words, is never used again.
 
-    Not SigLIP's: the mean over tokens in place of an attention pool, no text transformer, and a
-    bias that starts at -5, since of our captions more than one in thousands is right.
+    Not SigLIP's: the mean over tokens in place of an attention pool, no text transformer, a bias
+    that starts at -5, since of our captions more than one in thousands is right, and as few as they
+    are, all of them to contrast with, not a batch's own alone.
     """
 
     def __init__(self, model: config.Model, rngs: nnx.Rngs):
@@ -84,8 +86,8 @@ def _unit(x: Array) -> Array:
 def contrastive_loss(x: Array, y: Array, same: Array, log_scale: Array, bias: Array) -> Array:
     """Zhai et al. 2023, Eq. 1: L = -1/B Σ_i Σ_j log σ(z_ij (t x_i·y_j + b)), t = exp(log_scale).
 
-    x, y: float[B,D], unit vectors of frames and captions; same: bool[B,B], where z_ij = 1 and not
-    -1. Theirs is the diagonal; scenes of one kind share their caption, so ours is wider.
+    x: float[B,D] and y: float[C,D], unit vectors of frames and captions; same: bool[B,C], where
+    z_ij = 1 and not -1. Theirs has as many of both, and is the diagonal.
     """
     logits = jnp.exp(log_scale) * x @ y.T + bias
     return -jax.nn.log_sigmoid(jnp.where(same, logits, -logits)).sum() / len(x)
@@ -107,11 +109,13 @@ def text_loss(reader: Reader, seen: Array, shown: Array, tokens: Array, valid: A
 
 
 def captioned(rows: pd.DataFrame, tokenizer: Tokenizer, length: int) -> Batch:
-    """Manifest rows' `caption` [N], its `tokens` and `valid` [N,L], its number `kind` int[N]."""
-    captions = np.array([annotate.caption(row) for row in rows.to_dict("records")])
-    packed = text.stack(text.pack(tokenizer, c, None, length) for c in captions)
-    return {"caption": captions, "tokens": packed["tokens"], "valid": packed["valid"],
-            "kind": np.unique(captions, return_inverse=True)[1]}
+    """The C different captions of manifest rows, `caption` [C], with `tokens` and `valid` [C,L];
+    and which of them each row has, `kind` int[N].
+    """
+    captions, kind = np.unique([annotate.caption(row) for row in rows.to_dict("records")],
+                               return_inverse=True)
+    packed = text.stack(text.pack(tokenizer, str(c), None, length) for c in captions)
+    return {"caption": captions, "tokens": packed["tokens"], "valid": packed["valid"], "kind": kind}
 
 
 def views(rows: pd.DataFrame, store: Path, size: int) -> np.ndarray:
@@ -151,7 +155,7 @@ def key(cfg: config.Config, data: Path) -> str:
         "without": cfg.data.without,
         "code": [records.file_hash(package / name) for name in CODE],
     }
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+    return records.key(made_of)
 
 
 def fit(
@@ -204,16 +208,26 @@ def _features(tower: Siglip, images: np.ndarray) -> np.ndarray:
 def _fit_views(cfg, model, images, captions, kept) -> tuple[Contrast, list[float]]:
     def batch(rng: np.random.Generator) -> Batch:
         at = rng.integers(len(images), size=cfg.pretrain.views)
+        kind = captions["kind"][at]
+        shown = _others(kind, len(captions["caption"]), rng)
         return {"views": np.stack([_cropped(images[i], rng) for i in at]),
-                **{k: captions[k][at] for k in ("tokens", "valid", "kind")}}
+                "same": kind[:, None] == shown,
+                **{k: captions[k][shown] for k in ("tokens", "valid")}}
 
     def loss(model: Contrast, batch: Batch) -> Array:
-        same = batch["kind"][:, None] == batch["kind"]
         x, y = model.see(batch["views"]), model.read(batch["tokens"], batch["valid"])
-        return contrastive_loss(x, y, same, model.log_scale[...], model.bias[...])
+        return contrastive_loss(x, y, batch["same"], model.log_scale[...], model.bias[...])
 
     return descend(lambda: Contrast(model, nnx.Rngs(0)), loss, batch,
                    cfg.pretrain.view_steps, cfg.pretrain.learning_rate, kept)
+
+
+def _others(kind: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Of `count` captions those of the numbers in `kind`, and others up to CAPTIONS, int[C]."""
+    own = np.unique(kind)
+    rest = np.setdiff1d(np.arange(count), own)
+    wanted = min(count, max(CAPTIONS, len(kind))) - len(own)
+    return np.concatenate([own, rng.choice(rest, wanted, replace=False)])
 
 
 def _cropped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -313,14 +327,14 @@ def retrieval(path: Path, rows: pd.DataFrame, videos: Path) -> pd.DataFrame:
     """
     contrast, cfg, tokenizer = load_contrast(path)
     captions = captioned(rows, tokenizer, cfg.train.max_text)
-    names, first = np.unique(captions["caption"], return_index=True)
+    names, kind = captions["caption"], captions["kind"]
     images = [video.resize(video.key_frames(videos / f, 1), cfg.model.high.image)
               for f in manifests.files(rows)]
-    y = contrast.read(captions["tokens"][first], captions["valid"][first])
+    y = contrast.read(captions["tokens"], captions["valid"])
     scores = np.asarray(contrast.see(np.concatenate(images)) @ y.T)
-    own = np.take_along_axis(scores, captions["kind"][:, None], 1)
+    own = np.take_along_axis(scores, kind[:, None], 1)
     return pd.DataFrame({
-        "video": rows["video"].to_numpy(), "caption": captions["caption"],
+        "video": rows["video"].to_numpy(), "caption": names[kind],
         "found": names[scores.argmax(1)], "rank": 1 + (scores > own).sum(1), "of": len(names)})
 
 

@@ -10,8 +10,6 @@ all that it depends on.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -75,18 +73,6 @@ def loss(model: Gauge, batch: Batch, side: int) -> Array:
     return jnp.square(missed).mean(where=batch["present"][..., None])
 
 
-def pairs(rows: pd.DataFrame, store: Path) -> list[tuple[Path, Path]]:
-    """Files of decoded frames of each encode without a fault, and of the original it is of."""
-    sound = rows[rows["distortion"] == "none"]
-    originals = sound[sound["role"] == "original"].set_index("scene")
-    coded = sound[(sound["role"] == "variant") & sound["scene"].isin(originals.index)]
-    if coded.empty:
-        raise ValueError(f"pretrain_low.steps: expected encodes and their originals among "
-                         f"{len(rows)} training clips, got none")
-    return [(stored(store, row), stored(store, originals.loc[row.scene]))
-            for row in coded.itertuples()]
-
-
 def fit(cfg: config.Config, clips: Path, kept: Path) -> tuple[Gauge, list[float]]:
     """The gauge, and the loss of each step.
 
@@ -96,7 +82,8 @@ def fit(cfg: config.Config, clips: Path, kept: Path) -> tuple[Gauge, list[float]
     rows = manifests.without(rows, cfg.data.without)
     store = frame_store(clips, cfg)
     store_frames(rows, clips, store, cfg)
-    known, of = pairs(rows, store), cfg.pretrain_low
+    known = [tuple(stored(store, row) for row in pair) for pair in manifests.pairs(rows)]
+    of = cfg.pretrain_low
 
     def batch(rng: np.random.Generator) -> Batch:
         drawn = [_draw(known[i], cfg, rng) for i in rng.integers(len(known), size=of.frames)]
@@ -138,7 +125,7 @@ def ensure(cfg: config.Config, data: Path) -> Path:
 
 def load(path: Path, model: config.Model) -> dict[str, np.ndarray]:
     """What of the file's tensors `model` has, by their names."""
-    own = weights.names(nnx.state(weights.shapes(model), nnx.Param))
+    own = weights.parameters(weights.shapes(model))
     return {k: x for k, x in load_file(path).items() if k in own}
 
 
@@ -153,4 +140,4 @@ def key(cfg: config.Config, data: Path) -> str:
         "without": cfg.data.without,
         "code": [records.file_hash(package / name) for name in CODE],
     }
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+    return records.key(made_of)

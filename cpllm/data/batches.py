@@ -27,9 +27,9 @@ def model_inputs(frames: np.ndarray, cfg: config.Video) -> Batch:
 
     With `cfg.following` also that, the view of the key frame half a clip on, as `view`.
     """
-    fitted = video.fit(frames, cfg.fit_height, cfg.fit_width, cfg.enlarge)
-    places = video.patch_positions(*fitted.shape[1:3], cfg.patch_size, cfg.patches, None, cfg.align)
-    patches, present = video.cut_patches(fitted, cfg.patch_size, cfg.patches, places)
+    low = fitted(frames, cfg)
+    places = video.patch_positions(*low.shape[1:3], cfg.patch_size, cfg.patches, None, cfg.align)
+    patches, present = video.cut_patches(low, cfg.patch_size, cfg.patches, places)
     view = video.resize(frames, cfg.high_size)
     motion = {"following": np.roll(view, -(len(view) // 2), 0)} if cfg.following else {}
     return {
@@ -40,12 +40,14 @@ def model_inputs(frames: np.ndarray, cfg: config.Video) -> Batch:
     }
 
 
+def fitted(frames: np.ndarray, cfg: config.Video) -> np.ndarray:
+    """uint8[M,H,W,3] as the low-level encoder's patches are cut from them."""
+    return video.fit(frames, cfg.fit_height, cfg.fit_width, cfg.enlarge)
+
+
 def _store_one(source: Path, target: Path, frames: int, cfg: config.Video) -> None:
-    fitted = video.fit(
-        video.key_frames(source, frames, threads=1), cfg.fit_height, cfg.fit_width, cfg.enlarge
-    )
     part = target.with_suffix(f".{os.urandom(4).hex()}.part.npy")  # others may do the same
-    np.save(part, fitted)
+    np.save(part, fitted(video.key_frames(source, frames, threads=1), cfg))
     part.replace(target)
 
 

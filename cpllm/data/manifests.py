@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -141,6 +141,20 @@ def without(table: pd.DataFrame, values: Sequence[str], of: str = "family") -> p
 def files(table: pd.DataFrame) -> pd.Series:
     """Where each row's clip lies below the manifest's root."""
     return table["path"] if "path" in table else table["video"] + ".mp4"
+
+
+def pairs(table: pd.DataFrame) -> list[tuple[Any, Any]]:
+    """Rows, as named tuples, of each encode without a fault and of the original that it is of.
+
+    ValueError where there is none.
+    """
+    sound = table[table["distortion"] == "none"]
+    originals = {row.scene: row for row in sound[sound["role"] == "original"].itertuples()}
+    coded = sound[(sound["role"] == "variant") & sound["scene"].isin(originals)]
+    if coded.empty:
+        raise ValueError("manifest: expected encodes and their originals, both without a fault, "
+                         f"among {len(table)} clips; got none")
+    return [(row, originals[row.scene]) for row in coded.itertuples()]
 
 
 def check_splits(tables: dict[str, pd.DataFrame]) -> None:

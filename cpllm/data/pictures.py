@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cpllm.config import Data
-from cpllm.data import scenes, video, without_avx512
+from cpllm.data import photographs, scenes, video, without_avx512
 
 NAME = "pictures"
 KIND = scenes.Set("train", scenes.SEEN, 0.1, (160, 216, 160, 270, 192),
@@ -24,15 +24,24 @@ KIND = scenes.Set("train", scenes.SEEN, 0.1, (160, 216, 160, 270, 192),
 
 
 def catalog(count: int, data: Data) -> tuple[scenes.Scene, ...]:
-    """Scenes of one frame: training photographs, and families in `scenes.SEEN` less `without`."""
-    kind = KIND._replace(worlds=tuple(w for w in KIND.worlds if w not in data.without))
+    """Scenes of one frame: training photographs, and families in `scenes.SEEN` less `without`.
+
+    Beside wide scenes they show the fetched photographs too, whole and in collages.
+    """
+    kind = KIND._replace(split="fit" if data.wide_scenes else KIND.split,
+                         worlds=tuple(w for w in KIND.worlds if w not in data.without))
     photos = scenes._photographs(NAME, kind, False, round(kind.photos * count), data)
     worlds = scenes._worlds(NAME, kind, False, count - len(photos), data)
     return tuple(replace(scene, frames=1) for scene in (*photos, *worlds))
 
 
 def draw(count: int, size: int, data: Data) -> tuple[np.ndarray, pd.DataFrame]:
-    """uint8[count,size,size,3], and rows of each one's `video` (a name), `content`, `style`."""
+    """uint8[count,size,size,3], and rows of each one's `video` (a name), `content`, `style`.
+
+    Errors as `photographs.fetch`, where its photographs are shown and missing.
+    """
+    if data.wide_scenes:
+        photographs.fetch()
     chosen, one = catalog(count, data), partial(_one, size=size)
     if count < 100:  # less than what processes take to start
         drawn = [one(scene) for scene in chosen]

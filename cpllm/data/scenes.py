@@ -212,8 +212,7 @@ def _photographs(dataset: str, kind: Set, ladder: bool, count: int, data) -> lis
     """
     sizes = sorted({_size(lines, aspect, data.max_lines)
                     for lines in kind.lines for aspect in kind.aspects}, key=min)
-    room = {name: _fitting(photograph(name)[0].size, sizes)
-            for name, photo in PHOTOS.items() if photo.split == kind.split}
+    room = {name: _fitting(photograph(name)[0].size, sizes) for name in album(kind.split)}
     names = [name for name in room if room[name]]
     scenes = []
     for k in range(min(count, len(names)) if ladder else count):
@@ -261,6 +260,12 @@ def _size(lines: int, aspect: float, most: int) -> tuple[int, int]:
 
 
 # --- photographs --------------------------------------------------------------------------------
+
+
+def album(split: str) -> list[str]:
+    """Photographs that scenes of a split show; those of "fit" show training's too."""
+    splits = {split, "train"} if split == "fit" else {split}
+    return [name for name, photo in PHOTOS.items() if photo.split in splits]
 
 
 @functools.cache
@@ -331,7 +336,7 @@ def _layers(rng: np.random.Generator, scene: Scene) -> list[Layer]:
     if scene.family == "photo":
         return _photo_layers(rng, scene, width, height)
     if scene.family == "collage":
-        pool = [photograph(n)[0] for n, photo in PHOTOS.items() if photo.split == scene.split]
+        pool = [photograph(name)[0] for name in album(scene.split)]
         return families.collage(rng, width, height, scene.frames, pool)
     variant = WORLDS[scene.family].index(scene.content) - 1
     return getattr(families, scene.family)(rng, width, height, scene.frames, variant)

@@ -270,7 +270,7 @@ def read(path: Path, part: str, model: config.Model, dtype="float32") -> Tensors
 
 @cache
 def _shapes(model: config.Model) -> dict[str, tuple[int, ...]]:
-    leaves = weights.names(nnx.state(weights.shapes(model), nnx.Param))
+    leaves = weights.parameters(weights.shapes(model))
     return {name: leaf.shape for name, leaf in leaves.items()}
 
 
@@ -379,7 +379,7 @@ def _fresh(cfg: config.Config, known: set[str], dtype: str) -> Tensors:
     @jax.jit
     def make() -> dict[str, jax.Array]:
         model = CPLLM(cfg.model, nnx.Rngs(cfg.train.seed))
-        leaves = weights.names(nnx.state(model, nnx.Param))
+        leaves = weights.parameters(model)
         return {k: v[...].astype(jnp.dtype(dtype)) for k, v in leaves.items() if k not in known}
 
     return jax.device_get(make())

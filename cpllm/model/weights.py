@@ -24,6 +24,11 @@ def names(state: nnx.State) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
+def parameters(module: nnx.Module) -> dict[str, nnx.Variable]:
+    """What of a module is trained, by its names."""
+    return names(nnx.state(module, nnx.Param))
+
+
 def shapes(model: config.Model) -> nnx.Module:
     """The model with shapes in place of arrays."""
     return nnx.eval_shape(lambda: rivals.build(model, nnx.Rngs(0)))
@@ -36,7 +41,7 @@ def save(path: Path, model: nnx.Module, cfg: config.Config, tokenizer: Tokenizer
 
 def tensors(model: nnx.Module) -> dict[str, np.ndarray]:
     """A module's parameters by their names."""
-    return {k: jax.device_get(v[...]) for k, v in names(nnx.state(model, nnx.Param)).items()}
+    return {k: jax.device_get(v[...]) for k, v in parameters(model).items()}
 
 
 def fill(state: nnx.State, tensors: Mapping[str, np.ndarray | jax.Array]) -> nnx.State:
@@ -90,7 +95,7 @@ def given(path: Path, model: config.Model,
     default all. ValueError names a missing, unexpected or misshapen tensor.
     """
     tensors, _, tokenizer = read(path)
-    expected = names(nnx.state(shapes(model), nnx.Param))
+    expected = parameters(shapes(model))
     if parts:
         expected = {k: x for k, x in expected.items() if _part(k) in parts and ".lora." not in k}
         has = set(map(_part, expected))
