@@ -80,6 +80,18 @@ def test_contrastive_loss_is_the_sum_over_all_pairs_of_equation_1():
     assert float(found) == pytest.approx(-np.log(p).sum() / 3, rel=1e-5)
 
 
+def test_a_frame_is_contrasted_with_its_own_caption_and_with_others_up_to_a_number(monkeypatch):
+    rng, kind = np.random.default_rng(0), np.array([7, 2, 7])
+    shown = pretrain._others(kind, 9, rng)
+    assert sorted(shown) == list(range(9))  # few enough: every caption there is
+    monkeypatch.setattr(pretrain, "CAPTIONS", 5)
+    drawn = [pretrain._others(kind, 9, rng) for _ in range(40)]
+    assert all(len(set(d)) == 5 and {2, 7} <= set(d) for d in drawn)
+    assert set(np.concatenate(drawn)) == set(range(9))  # over the steps all of them
+    many = pretrain._others(np.arange(8), 20, rng)  # a batch's own are never left out
+    assert sorted(many) == list(range(8))
+
+
 def test_a_perfect_match_loses_less_than_a_wrong_one():
     x, same = jnp.eye(4), jnp.eye(4, dtype=bool)
     right, wrong = (pretrain.contrastive_loss(x, y, same, np.log(10), -5.0)
