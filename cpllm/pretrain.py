@@ -147,13 +147,14 @@ def history(path: Path) -> Path:
 def key(cfg: config.Config, data: Path) -> str:
     """Hash of the settings, the manifest and the code."""
     package = Path(__file__).parent
+    shown = ["data/photographs.py"] if cfg.data.wide_scenes else []  # see `pictures.catalog`
     made_of = {
         "model": [dataclasses.asdict(part) for part in (cfg.model.high, cfg.model.decoder)],
         "input": [cfg.train.max_text, frame_store(data, _plain(cfg)).name],
         "pretrain": dataclasses.asdict(cfg.pretrain),
         "manifest": manifests.sha256(data / "manifest.csv", ["train"]),
         "without": cfg.data.without,
-        "code": [records.file_hash(package / name) for name in CODE],
+        "code": [records.file_hash(package / name) for name in (*CODE, *shown)],
     }
     return records.key(made_of)
 

