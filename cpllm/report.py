@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -303,8 +303,9 @@ def _answers(profile: str, results: Path | str, draws: int) -> list[dict]:
 
     files = sorted((Path(results) / profile / "runs").glob("default-s*/answers.csv"))
     found = answers.measures(pd.concat(map(pd.read_csv, files)), draws) if files else pd.DataFrame()
+    state = _state({file.parent.name for file in files}, profile, Path(results))
     return [row("answers", r.metric, r.value, r.ci_low, r.ci_high, r.n_sources,
-                r.n_items // len(files), len(files)) for r in found.itertuples()]
+                r.n_items // len(files), len(files), state) for r in found.itertuples()]
 
 
 def systems(paper: Iterable[str], runs: pd.DataFrame) -> list[str]:
@@ -332,11 +333,16 @@ def status(system: str, runs: pd.DataFrame, frame: pd.DataFrame, profile: str,
     known = rows.groupby("system").video.nunique()
     if known[system] < known.max():
         return f"{known[system]} of {known.max()} videos"
-    states = {_state(Path(results), profile, name) for name in names}
+    return _state(names, profile, Path(results))
+
+
+def _state(names: Collection[str], profile: str, results: Path) -> str:
+    """"ok", or in what one of these runs at least is outdated."""
+    states = {_state_of(name, profile, results) for name in names}
     return next((s for s in (grid.CHANGED, grid.OLDER) if s in states), "ok")
 
 
-def _state(results: Path, profile: str, name: str) -> str:
+def _state_of(name: str, profile: str, results: Path) -> str:
     """Whether a run is by today's settings, data and code; settings and data, where known."""
     folder = results / profile / "runs" / name
     if "model" not in records.read_json(folder / "config.json"):

@@ -331,6 +331,11 @@ def test_text_answers_are_a_row_of_table_3_and_not_run_without_them(filled):
     ours = answered()
     assert ours.value["FR diff=2"] == 0.25 and ours.value["share of First"] == 0.75
     assert ours.n_items["FR diff=2"] == 12 and set(ours.seeds) == {1}
+    assert set(ours.status) == {"ok"}
+    folder = filled / "smoke" / "runs" / "default-s0"
+    (folder / "config.json").write_text(json.dumps({"model": {}, "train": {"seed": 0}}))
+    (folder / "provenance.json").write_text(json.dumps({"code_sha256": "beef"}))
+    assert set(answered().status) == {"older code"}  # as the run that answered
 
 
 def test_kept_draws_are_those_of_the_rows_asked_for(filled):
