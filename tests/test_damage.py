@@ -110,7 +110,7 @@ def test_a_readout_learns_from_encodes_what_a_scene_that_it_never_saw_has_lost(t
     readout = damage.fit(scorer, pd.DataFrame(rows), tmp_path)
     found = damage.lost(scorer, half_blurred(made_frames(3, seed=9))[1], readout)
     assert found[:, :56].mean() > 2 * found[:, 72:].mean() > 0
-    with pytest.raises(ValueError, match="got none among 6 clips"):
+    with pytest.raises(ValueError, match="among 6 clips; got none"):
         damage.fit(scorer, pd.DataFrame(rows).query("role == 'original'"), tmp_path)
 
 
