@@ -142,6 +142,7 @@ class Train:
     ranking: Literal["product", "logistic"] = "product"  # L1 by Eq. 1 or `losses.ranking_logistic`
     input_mode: Literal["single", "pairwise", "mix"] = "mix"
     single_share: float = 0.5  # of a mixed batch; not specified in the paper
+    told_pictures: int = 0  # beside them, of `pretrain.pictures`: else few scenes' words stay
     within_share: float = 0.5  # of pairs: both members from one source; not specified
     regress_on: Literal["originals", "all"] = "originals"  # Eq. 2's set M
     frames: int = 2  # key frames of a training video that are kept decoded; a step draws one
@@ -364,14 +365,14 @@ def replace(config: Config, **changes: Any) -> Config:
     >>> replace(smoke(), **{"model.high.patch": 8}).model.high.patch
     8
     """
-    for key, value in changes.items():
-        path = key.split(".") if "." in key else ["train", key]
-        config = _changed(config, path, value, key)
+    for name, value in changes.items():
+        key = name if "." in name else f"train.{name}"
+        config = _changed(config, key.split("."), value, key)
     return config
 
 
 def _changed(part: Any, path: list[str], value: Any, key: str) -> Any:
-    """`part` with the value at a path; `key` is what the user called it."""
+    """`part` with the value at a path, which is all of `key`."""
     (name, *rest), kinds = path, typing.get_type_hints(type(part))
     if name not in kinds:
         known = ", ".join(kinds) or "none"

@@ -194,10 +194,18 @@ def _images(cfg: config.Config, rows: pd.DataFrame, data: Path) -> tuple[np.ndar
     store_frames(rows, data, store, cfg)
     frames = views(rows, store, size)
     images, table = np.concatenate(frames), rows.loc[rows.index.repeat(frames.shape[1])]
-    if cfg.data.dataset == config.Data.dataset and cfg.pretrain.pictures:
-        drawn, more = pictures.draw(cfg.pretrain.pictures, size, cfg.data)
-        images, table = np.concatenate([images, drawn]), pd.concat([table, more])
+    if more := pictured(cfg, data):
+        images, table = np.concatenate([images, more[0]]), pd.concat([table, more[1]])
     return images, table
+
+
+def pictured(cfg: config.Config, data: Path) -> tuple[np.ndarray, pd.DataFrame] | None:
+    """What `pictures.ensure` gives beside training's frames, if anything; data: as in `train.run`.
+    """
+    if cfg.data.dataset != config.Data.dataset or not cfg.pretrain.pictures:
+        return None
+    size = cfg.model.high.image
+    return pictures.ensure(cfg.pretrain.pictures, size, cfg.data, data / "pretrained")
 
 
 def _features(tower: Siglip, images: np.ndarray) -> np.ndarray:
@@ -210,7 +218,7 @@ def _fit_views(cfg, model, images, captions, kept) -> tuple[Contrast, list[float
     def batch(rng: np.random.Generator) -> Batch:
         at = rng.integers(len(images), size=cfg.pretrain.views)
         kind = captions["kind"][at]
-        shown = _others(kind, len(captions["caption"]), rng)
+        shown = _contrasted(kind, len(captions["caption"]), rng)
         return {"views": np.stack([_cropped(images[i], rng) for i in at]),
                 "same": kind[:, None] == shown,
                 **{k: captions[k][shown] for k in ("tokens", "valid")}}
@@ -223,7 +231,7 @@ def _fit_views(cfg, model, images, captions, kept) -> tuple[Contrast, list[float
                    cfg.pretrain.view_steps, cfg.pretrain.learning_rate, kept)
 
 
-def _others(kind: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def _contrasted(kind: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Of `count` captions those of the numbers in `kind`, and others up to CAPTIONS, int[C]."""
     own = np.unique(kind)
     rest = np.setdiff1d(np.arange(count), own)
@@ -248,8 +256,8 @@ def _fit_text(cfg, model, rows, tokenizer, shown, seen, kept) -> tuple[Reader, l
     words = partial(_texts, tokenizer=tokenizer, length=cfg.train.max_text)
     told = words(text.DESCRIBE, [annotate.describe(r) for r in rows.to_dict("records")])
     asked = words(text.COMPARE, text.ANSWERS)
-    portrayed = words(text.DESCRIBE, [annotate.portray(r) for r in shown.to_dict("records")])
-    portrayed["answer"] &= portrayed["tokens"] != tokenizer.token_to_id(text.EOS)
+    portrayed = words(text.DESCRIBE, [annotate.portray(r) for r in shown.to_dict("records")],
+                      ends=False)
     n = cfg.pretrain.texts // 2, cfg.pretrain.texts // 8
     blind = np.zeros((cfg.pretrain.texts - n[0], *seen.shape[1:]), np.float32)
 
@@ -266,8 +274,9 @@ def _fit_text(cfg, model, rows, tokenizer, shown, seen, kept) -> tuple[Reader, l
                    cfg.pretrain.text_steps, cfg.pretrain.learning_rate, kept)
 
 
-def _texts(prompt: str, answers: Sequence[str], tokenizer: Tokenizer, length: int) -> Batch:
-    return text.stack(text.pack(tokenizer, prompt, answer, length) for answer in answers)
+def _texts(prompt: str, answers: Sequence[str], tokenizer: Tokenizer, length: int,
+           ends: bool = True) -> Batch:
+    return text.stack(text.pack(tokenizer, prompt, answer, length, ends) for answer in answers)
 
 
 def descend(make: Callable, loss: Callable, batch: Callable, steps: int, rate: float,

@@ -180,13 +180,14 @@ def fit(
     given: Tensors | None = None,
     tokenizer: Tokenizer | None = None,
     workers: int = 0,
+    shown: tuple[np.ndarray, pd.DataFrame] | None = None,
 ) -> Run:
     """Train on the manifest's rows; every `select_every` steps `look` measures the model.
 
     rows: the training split; videos: folder of its files; store: folder for decoded frames;
     folder: of checkpoints, from whose last one training goes on; fsdp: see `mesh.make`;
     given: see `init`; tokenizer: made for the descriptions where there is none; workers: processes
-    that prepare batches, else a thread.
+    that prepare batches, else a thread; shown: pictures to tell of, see `PairBatches`.
     Raises FloatingPointError at the first step with a loss that is not finite, and when losses
     diverge (`_diverges`), SystemExit(0) when SIGTERM asked to stop and a checkpoint is saved.
     """
@@ -205,7 +206,7 @@ def fit(
     seen = None
     if cfg.train.cache_high:
         seen = features.ensure(cfg, scorer(state).model.high, rows, store)
-    batches = PairBatches(rows, store, tokenizer, cfg, devices.size, mesh.own(devices), seen)
+    batches = PairBatches(rows, store, tokenizer, cfg, devices.size, mesh.own(devices), seen, shown)
     with _checkpoints(folder, cfg) as kept:
         state, log = _loop(
             cfg.train,
@@ -408,7 +409,9 @@ def run(
         shutil.rmtree(kept, ignore_errors=True)
     given = weights.given(start, cfg.model) if start else _pretrained(cfg, data)
     store = frame_store(clips, cfg)
-    done = fit(cfg, rows["train"], clips, store, look, kept, fsdp, *given, workers=workers)
+    shown = pretrain.pictured(cfg, data) if cfg.train.told_pictures else None
+    done = fit(cfg, rows["train"], clips, store, look, kept, fsdp, *given, workers=workers,
+               shown=shown)
     numbers = done.history.iloc[-1].to_dict()
     if jax.process_index() == 0:
         done.scorer.save(data / "weights" / f"{run_id}.safetensors")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cpllm import config
+from cpllm import config, losses
 from cpllm.data import annotate, batches, text
 
 CFG = config.replace(config.smoke(), batch=6)
@@ -73,6 +73,65 @@ def test_both_members_of_a_pair_are_augmented_alike(rows, store, tokenizer):
         batch = made[step]
         for k in ("view", "patches"):
             np.testing.assert_array_equal(batch[k][batch["first"]], batch[k][batch["second"]])
+
+
+@pytest.fixture(scope="module")
+def album():
+    """Pictures whose pixels tell which one they are, and their words."""
+    size = CFG.video.high_size
+    words = [{"video": f"p{i}", "content": f"picture {i}", "style": "plain"} for i in range(9)]
+    return np.stack([np.full((size, size, 3), i, np.uint8) for i in range(9)]), pd.DataFrame(words)
+
+
+def told(rows, store, tokenizer, album, groups=1, **changes):
+    cfg = config.replace(CFG, **{"told_pictures": 2, **changes})
+    return batches.PairBatches(rows, store, tokenizer, cfg, groups, range(groups), None, album)
+
+
+def test_pictures_stand_after_a_batch_that_is_otherwise_the_same(rows, store, tokenizer, album):
+    plain, more = make(rows, store, tokenizer)[3], told(rows, store, tokenizer, album)[3]
+    assert_same(plain, {k: x[: len(plain[k])] for k, x in more.items()})
+    assert {k: len(x) - len(plain[k]) for k, x in more.items()} == dict.fromkeys(plain, 2)
+    again = told(rows, store, tokenizer, album)
+    assert_same(more, again[3])
+    assert {int(v[0, 0, 0]) for s in range(30) for v in again[s]["view"][-2:]} == set(range(9))
+
+
+def test_a_picture_is_told_of_and_its_answer_goes_on(rows, store, tokenizer, album):
+    batch = told(rows, store, tokenizer, album)[0]
+    for i in (-1, -2):
+        assert batch["first"][i] == batch["second"][i] == len(batch["view"]) + i
+        said = tokenizer.decode(batch["tokens"][i][batch["answer"][i]].tolist())
+        number = batch["view"][i][0, 0, 0]
+        assert said.strip() == annotate.portray(album[1].iloc[number].to_dict())
+        assert f"picture {number}" in said
+        end = batch["tokens"][i][batch["valid"][i]][-1]
+        assert end != tokenizer.token_to_id(text.EOS)
+
+
+@pytest.mark.parametrize("form", ["product", "logistic"])
+def test_pictures_have_no_part_in_ranking_and_regression(rows, store, tokenizer, album, form):
+    batch = told(rows, store, tokenizer, album, regress_on="all")[0]
+    def parts(guess):
+        q = np.stack([guess[batch["first"]], guess[batch["second"]]], 1)
+        return (float(losses.RANKING[form](batch["q"], q)),
+                float(losses.regression_loss(batch["q"][:, 0], q[:, 0], batch["has_mos"])))
+
+    guess = np.random.default_rng(0).uniform(0.1, 0.9, len(batch["view"]))
+    other = np.concatenate([guess[:-2], [0.01, 0.99]])
+    assert parts(guess) == parts(other)
+
+
+def test_devices_share_pictures_equally(rows, store, tokenizer, album):
+    whole = told(rows, store, tokenizer, album, batch=4)[0]
+    halves = told(rows, store, tokenizer, album, 2, batch=4)[0]
+    seen = [sorted(v[0, 0, 0] for v in x["view"] if (v == v[0, 0, 0]).all()) for x in
+            (whole, halves)]
+    assert seen[0] == seen[1] and len(seen[0]) == 2
+    with pytest.raises(ValueError, match=r"pictures \(0 are there, see pretrain\.pictures"):
+        told(rows, store, tokenizer, None)
+    with pytest.raises(ValueError, match="pictures that 2 devices can share.*got 2, 2 and 1"):
+        told(rows, store, tokenizer, album, 2, batch=4, told_pictures=1)
 
 
 def test_augmentation_changes_pixels_between_steps(rows, store, tokenizer):
@@ -187,7 +246,7 @@ def test_groups_of_all_processes_together_hold_the_items_of_the_whole_batch(
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(rows, store, tokenizer):
-    with pytest.raises(ValueError, match=r"4 devices .* got 3 and 3"):
+    with pytest.raises(ValueError, match=r"4 devices .* got 3, 3 and 0"):
         batches.PairBatches(rows, store, tokenizer, CFG, 4)
 
 

@@ -82,13 +82,13 @@ def test_contrastive_loss_is_the_sum_over_all_pairs_of_equation_1():
 
 def test_a_frame_is_contrasted_with_its_own_caption_and_with_others_up_to_a_number(monkeypatch):
     rng, kind = np.random.default_rng(0), np.array([7, 2, 7])
-    shown = pretrain._others(kind, 9, rng)
+    shown = pretrain._contrasted(kind, 9, rng)
     assert sorted(shown) == list(range(9))  # few enough: every caption there is
     monkeypatch.setattr(pretrain, "CAPTIONS", 5)
-    drawn = [pretrain._others(kind, 9, rng) for _ in range(40)]
+    drawn = [pretrain._contrasted(kind, 9, rng) for _ in range(40)]
     assert all(len(set(d)) == 5 and {2, 7} <= set(d) for d in drawn)
     assert set(np.concatenate(drawn)) == set(range(9))  # over the steps all of them
-    many = pretrain._others(np.arange(8), 20, rng)  # a batch's own are never left out
+    many = pretrain._contrasted(np.arange(8), 20, rng)  # a batch's own are never left out
     assert sorted(many) == list(range(8))
 
 
@@ -143,6 +143,44 @@ def test_pictures_are_of_no_scene_that_is_judged_and_the_same_at_each_drawing():
     once, rows = pictures.draw(12, 24, data)
     assert once.shape == (12, 24, 24, 3) and rows["video"].is_unique
     np.testing.assert_array_equal(once, pictures.draw(12, 24, data)[0])
+
+
+def test_pictures_are_drawn_once_and_anew_where_they_would_be_others(tmp_path, monkeypatch):
+    data = config.Data()
+    seen, rows = pictures.ensure(12, 24, data, tmp_path)
+    drawn = pictures.draw(12, 24, data)
+    np.testing.assert_array_equal(seen, drawn[0])
+    assert rows.equals(drawn[1])
+    monkeypatch.setattr(pictures, "draw", lambda *_: pytest.fail("drawn again"))
+    assert pictures.ensure(12, 24, data, tmp_path)[1].equals(rows)
+    for other in ((13, 24, data), (12, 16, data), (12, 24, config.Data(without=("bokeh",)))):
+        with pytest.raises(pytest.fail.Exception):
+            pictures.ensure(*other, tmp_path)
+
+
+def test_words_that_no_clip_has_stay_where_pictures_are_told_of(
+    data, made, tmp_path, monkeypatch
+):
+    words = pd.DataFrame([{"video": f"p{i}", "content": "a blue sea", "style": "painted"}
+                          for i in range(4)])
+    album = np.full((4, 32, 32, 3), (40, 40, 200), np.uint8), words
+    monkeypatch.setattr(pretrain, "pictured", lambda *_: album)
+    monkeypatch.setattr(train, "_pretrained", lambda *_: pretrain.load(made, CFG.model))
+    monkeypatch.setattr(train, "validation_look", lambda *_: lambda _: {})
+
+    def surprise(told: int) -> float:
+        cfg = config.replace(CFG, steps=60, learning_rate=3e-3, told_pictures=told, augment=False,
+                             **{"model.decoder_finetune": "all"})
+        train.run(cfg, f"told{told}-s0", data, tmp_path)
+        model, _, tokenizer = weights.load(data / "weights" / f"told{told}-s0.safetensors")
+        asked = config.replace(cfg, told_pictures=4)
+        rows = manifests.read(data / "manifest.csv")
+        batch = PairBatches(rows, frame_store(data, cfg), tokenizer, asked, pictures=album)[0]
+        alone = {k: x[-4:] for k, x in batch.items() if len(x) == len(batch["first"])}
+        seen = model.see(*(batch[k][-4:] for k in model.inputs))
+        return float(model.own_loss([seen, seen], alone))
+
+    assert surprise(2) < surprise(0) / 2
 
 
 def test_many_pictures_are_drawn_by_processes_and_come_in_the_same_order():

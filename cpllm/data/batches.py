@@ -109,8 +109,11 @@ class PairBatches:
     paper does not say where pairs come from: `within_share` of them join two videos of one
     scene, the others two scenes.
 
-    A batch lies in `groups`, one for each device that trains, with equal shares of the singles
-    and of the pairs. Every process draws the whole batch and prepares only its `own` groups.
+    Beside them stand `train.told_pictures` of `pictures`, arrays uint8[N,H_h,H_h,3] and their rows
+    of words. Only L3 has them, for what they show: among the patches of another clip.
+
+    A batch lies in `groups`, one for each device that trains, with equal shares of the singles,
+    of the pairs and of the pictures. Every process draws the whole batch and prepares only its `own` groups.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class PairBatches:
         groups: int = 1,
         own: range = range(1),
         features: Path | None = None,
+        pictures: tuple[np.ndarray, pd.DataFrame] | None = None,
     ):
         self.rows, self.tokenizer, self.cfg = rows.reset_index(drop=True), tokenizer, cfg
         self.quality = (manifests.quality(self.rows) / 100).to_numpy(np.float32)
@@ -136,12 +140,20 @@ class PairBatches:
             self._pack(text.DESCRIBE, annotate.describe(r)) for r in self.rows.to_dict("records")
         ]
         self.answers = [self._pack(text.COMPARE, answer) for answer in text.ANSWERS]
+        self.pictures, told = pictures or (np.empty(0), pd.DataFrame())
+        self.portraits = [self._pack(text.DESCRIBE, annotate.portray(r), ends=False)
+                          for r in told.to_dict("records")]
+        if cfg.train.told_pictures and (features or cfg.video.following or not self.portraits):
+            raise ValueError(
+                f"train.told_pictures: expected pictures ({len(self.portraits)} are there, see "
+                "pretrain.pictures), and train.cache_high and video.following off"
+            )
         self.groups, self.own = groups, own
-        counts = singles(cfg.train), cfg.train.batch - singles(cfg.train)
+        counts = singles(cfg.train), cfg.train.batch - singles(cfg.train), cfg.train.told_pictures
         if any(n % groups for n in counts):
             raise ValueError(
-                f"train.batch: expected singles and pairs that {groups} devices can share "
-                f"equally, got {counts[0]} and {counts[1]}"
+                f"train.batch, train.told_pictures: expected singles, pairs and pictures that "
+                f"{groups} devices can share equally, got {counts[0]}, {counts[1]} and {counts[2]}"
             )
 
     def _remember(self) -> None:
@@ -159,8 +171,8 @@ class PairBatches:
     def __len__(self) -> int:
         return self.cfg.train.steps
 
-    def _pack(self, prompt: str, answer: str) -> text.Text:
-        return text.pack(self.tokenizer, prompt, answer, self.cfg.train.max_text)
+    def _pack(self, prompt: str, answer: str, ends: bool = True) -> text.Text:
+        return text.pack(self.tokenizer, prompt, answer, self.cfg.train.max_text, ends)
 
     def _frame(self, i: int, at: int) -> np.ndarray:
         """uint8[1,H,W,3], read where it is used. Files are opened anew: systems allow about a
@@ -204,9 +216,29 @@ class PairBatches:
         """The own groups, one after the other; frames of singles stand once: `first` and `second`
         int[B] index into the frames of their group.
         """
-        drawn = self._draw(step)
-        parts = [self._group(drawn[g :: self.groups]) for g in self.own]
+        drawn, told = self._draw(step), self._draw_pictures(step)
+        parts = [self._told(self._group(drawn[g :: self.groups]), told[g :: self.groups])
+                 for g in self.own]
         return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+    def _draw_pictures(self, step: int) -> np.ndarray:
+        rng = np.random.default_rng([self.cfg.train.seed, step, 1])
+        n = self.cfg.train.told_pictures
+        return rng.integers(len(self.portraits), size=n) if n else np.empty(0, int)
+
+    def _told(self, batch: Batch, at: np.ndarray) -> Batch:
+        """A group and these pictures after it, with the patches of its first frames."""
+        n, at = len(at), at.tolist()
+        if not n:
+            return batch
+        index = np.arange(len(batch["view"]), len(batch["view"]) + n, dtype=np.int32)
+        more = {
+            "view": self.pictures[at], **{k: batch[k][:n] for k in ("patches", "present")},
+            **text.stack(self.portraits[i] for i in at), "first": index, "second": index,
+            "q": np.zeros((n, 2), np.float32), "has_mos": np.zeros(n, bool),
+            "fault": np.full((n, 2), -1, np.int32), "crf": np.full((n, 2), np.nan, np.float32),
+        }
+        return {k: np.concatenate([x, more[k]]) for k, x in batch.items()}
 
     def _group(self, drawn: list[tuple]) -> Batch:
         items = [item for item, *_ in drawn]

@@ -56,13 +56,16 @@ def load_gemma(folder: str | Path) -> Tokenizer:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
 
 
-def pack(tokenizer: Tokenizer, prompt: str, answer: str | None, length: int) -> Text:
+def pack(tokenizer: Tokenizer, prompt: str, answer: str | None, length: int,
+         ends: bool = True) -> Text:
     """<bos> prompt answer <eos>, padded to `length`; ValueError when it does not fit.
 
-    With `answer=None` the sequence ends after the prompt, ready for decoding.
+    With `answer=None` the sequence ends after the prompt, ready for decoding; without `ends` the
+    answer does, and would go on.
     """
     head = [tokenizer.token_to_id(BOS), *_ids(tokenizer, prompt)]
-    tail = [] if answer is None else [*_ids(tokenizer, answer), tokenizer.token_to_id(EOS)]
+    end = [tokenizer.token_to_id(EOS)] if ends else []
+    tail = [] if answer is None else [*_ids(tokenizer, answer), *end]
     n = len(head) + len(tail)
     if n > length:
         raise ValueError(f"text of {n} tokens exceeds the limit of {length}: {prompt!r} {answer!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from cpllm import config
+from cpllm import atomic, config
 from cpllm.model import rivals
 
 
@@ -56,9 +55,8 @@ def write(
     """Write tensors by our names under a temporary file name, then rename."""
     metadata = {"config": json.dumps(cfg.to_dict()), "tokenizer": tokenizer.to_str()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file(tensors, part, metadata)
-    part.replace(path)
+    with atomic.whole(path) as part:
+        save_file(tensors, part, metadata)
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], config.Config, Tokenizer]:
