@@ -142,7 +142,7 @@ class Train:
     ranking: Literal["product", "logistic"] = "product"  # L1 by Eq. 1 or `losses.ranking_logistic`
     input_mode: Literal["single", "pairwise", "mix"] = "mix"
     single_share: float = 0.5  # of a mixed batch; not specified in the paper
-    told_pictures: int = 0  # beside them, of `pretrain.pictures`: else few scenes' words stay
+    told_pictures: int = 0  # of `pretrain`, beside them for L3: else their words are forgotten
     within_share: float = 0.5  # of pairs: both members from one source; not specified
     regress_on: Literal["originals", "all"] = "originals"  # Eq. 2's set M
     frames: int = 2  # key frames of a training video that are kept decoded; a step draws one

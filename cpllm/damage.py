@@ -122,7 +122,7 @@ def fit(scorer: Scorer, rows: pd.DataFrame, videos: Path) -> Readout:
     """
     from cpllm import pretrain_low
 
-    pairs = pd.Series(manifests.pairs(rows.assign(file=manifests.files)))
+    pairs = pd.Series(manifests.pairs(rows.assign(file=manifests.files), f"heat-map, {videos}"))
     patch, x, y = scorer.cfg.video.patch_size, [], []
     for pair in pairs.sample(min(ENCODES, len(pairs)), random_state=0):
         frames = (fitted(figures.middle(videos / row.file), scorer.cfg.video) for row in pair)

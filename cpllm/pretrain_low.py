@@ -82,7 +82,8 @@ def fit(cfg: config.Config, clips: Path, kept: Path) -> tuple[Gauge, list[float]
     rows = manifests.without(rows, cfg.data.without)
     store = frame_store(clips, cfg)
     store_frames(rows, clips, store, cfg)
-    known = [tuple(stored(store, row) for row in pair) for pair in manifests.pairs(rows)]
+    wanted = manifests.pairs(rows, f"pretrain_low.steps, {clips}")
+    known = [tuple(stored(store, row) for row in pair) for pair in wanted]
     of = cfg.pretrain_low
 
     def batch(rng: np.random.Generator) -> Batch:

@@ -77,10 +77,10 @@ def test_an_encode_meets_the_original_of_its_scene_and_faults_meet_nobody():
     rows = pd.DataFrame([
         row("a", "original", 10), row("a", "original", 10, "blur"), row("a", "variant", 30),
         row("a", "variant", 30, "blur"), row("b", "variant", 20), row("c", "original", 10)])
-    (pair,) = manifests.pairs(rows)
+    (pair,) = manifests.pairs(rows, "clips")
     assert [row.video for row in pair] == ["a@variant30none", "a@original10none"]
     with pytest.raises(ValueError, match=r"encodes and their originals.* among 1 clips"):
-        manifests.pairs(rows[rows["scene"] == "b"])
+        manifests.pairs(rows[rows["scene"] == "b"], "clips")
 
 
 def test_the_tower_learns_where_a_frame_has_lost_its_texture(data, tmp_path):
@@ -140,7 +140,7 @@ def test_one_that_was_cut_short_goes_on_to_the_same_encoder(data, made, monkeypa
 
 def test_encodes_come_with_their_original_turned_alike(data):
     rows = manifests.read(data / "manifest.csv")
-    files = tuple(stored(frame_store(data, CFG), row) for row in manifests.pairs(rows)[0])
+    files = tuple(stored(frame_store(data, CFG), row) for row in manifests.pairs(rows, "clips")[0])
     for seed in range(8):
         drawn = pretrain_low._draw(files, CFG, np.random.default_rng(seed))
         assert drawn["coded"].shape == drawn["original"].shape == (4, 32, 32, 3)

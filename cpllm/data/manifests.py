@@ -143,16 +143,16 @@ def files(table: pd.DataFrame) -> pd.Series:
     return table["path"] if "path" in table else table["video"] + ".mp4"
 
 
-def pairs(table: pd.DataFrame) -> list[tuple[Any, Any]]:
+def pairs(table: pd.DataFrame, whose: str) -> list[tuple[Any, Any]]:
     """Rows, as named tuples, of each encode without a fault and of the original that it is of.
 
-    ValueError where there is none.
+    ValueError where there is none; whose: what wants them and where, for its message.
     """
     sound = table[table["distortion"] == "none"]
     originals = {row.scene: row for row in sound[sound["role"] == "original"].itertuples()}
     coded = sound[(sound["role"] == "variant") & sound["scene"].isin(originals)]
     if coded.empty:
-        raise ValueError("manifest: expected encodes and their originals, both without a fault, "
+        raise ValueError(f"{whose}: expected encodes and their originals, both without a fault, "
                          f"among {len(table)} clips; got none")
     return [(row, originals[row.scene]) for row in coded.itertuples()]
 
