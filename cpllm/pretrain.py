@@ -200,8 +200,7 @@ def _images(cfg: config.Config, rows: pd.DataFrame, data: Path) -> tuple[np.ndar
 
 
 def pictured(cfg: config.Config, data: Path) -> tuple[np.ndarray, pd.DataFrame] | None:
-    """What `pictures.ensure` gives beside training's frames, if anything; data: as in `train.run`.
-    """
+    """Pictures beside training's frames, and their words; data: as in `train.run`."""
     if cfg.data.dataset != config.Data.dataset or not cfg.pretrain.pictures:
         return None
     size = cfg.model.high.image

@@ -130,7 +130,7 @@ def test_devices_share_pictures_equally(rows, store, tokenizer, album):
     assert seen[0] == seen[1] and len(seen[0]) == 2
     with pytest.raises(ValueError, match=r"pictures \(0 are there, see pretrain\.pictures"):
         told(rows, store, tokenizer, None)
-    with pytest.raises(ValueError, match="pictures that 2 devices can share.*got 2, 2 and 1"):
+    with pytest.raises(ValueError, match=r"pictures that 2 devices can share.*got 2, 2 and 1"):
         told(rows, store, tokenizer, album, 2, batch=4, told_pictures=1)
 
 

@@ -113,7 +113,8 @@ class PairBatches:
     of words. Only L3 has them, for what they show: among the patches of another clip.
 
     A batch lies in `groups`, one for each device that trains, with equal shares of the singles,
-    of the pairs and of the pictures. Every process draws the whole batch and prepares only its `own` groups.
+    of the pairs and of the pictures. Every process draws the whole batch and prepares only its
+    `own` groups.
     """
 
     def __init__(
