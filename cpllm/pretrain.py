@@ -255,8 +255,8 @@ def _fit_text(cfg, model, rows, tokenizer, shown, seen, kept) -> tuple[Reader, l
     words = partial(_texts, tokenizer=tokenizer, length=cfg.train.max_text)
     told = words(text.DESCRIBE, [annotate.describe(r) for r in rows.to_dict("records")])
     asked = words(text.COMPARE, text.ANSWERS)
-    portrayed = words(text.DESCRIBE, [annotate.portray(r) for r in shown.to_dict("records")],
-                      ends=False)
+    portrayed = words(text.DESCRIBE, [annotate.portray(r) for r in shown.to_dict("records")])
+    portrayed["answer"] &= portrayed["tokens"] != tokenizer.token_to_id(text.EOS)
     n = cfg.pretrain.texts // 2, cfg.pretrain.texts // 8
     blind = np.zeros((cfg.pretrain.texts - n[0], *seen.shape[1:]), np.float32)
 
@@ -273,9 +273,8 @@ def _fit_text(cfg, model, rows, tokenizer, shown, seen, kept) -> tuple[Reader, l
                    cfg.pretrain.text_steps, cfg.pretrain.learning_rate, kept)
 
 
-def _texts(prompt: str, answers: Sequence[str], tokenizer: Tokenizer, length: int,
-           ends: bool = True) -> Batch:
-    return text.stack(text.pack(tokenizer, prompt, answer, length, ends) for answer in answers)
+def _texts(prompt: str, answers: Sequence[str], tokenizer: Tokenizer, length: int) -> Batch:
+    return text.stack(text.pack(tokenizer, prompt, answer, length) for answer in answers)
 
 
 def descend(make: Callable, loss: Callable, batch: Callable, steps: int, rate: float,
