@@ -303,7 +303,10 @@ def _train(run: Run, profile: str, root: Path) -> float:
         tell = partial(_tell, worker, run.run_id)
         tell("starts")
         sweep.run_notebook(root / "notebooks" / NOTEBOOK, output, run.parameters, tell=tell)
-    return records.read_json(folder / "provenance.json")["duration_s"]
+    if not (made := records.read_json(folder / "provenance.json")):
+        raise GridError("stopped before its last step; the same command goes on "
+                        f"from its last checkpoint, in {records.checkpoints(data, run.run_id)}")
+    return made["duration_s"]
 
 
 @contextmanager

@@ -29,6 +29,8 @@ cfg = grid.configure(profile, recipe, seed, json.loads(changes))
 print("step 1 of", cfg.train.steps)
 if cfg.train.steps == 13:
     raise FloatingPointError("step 7: not finite")
+if cfg.train.steps == 17:
+    raise SystemExit(0)  # as training does when it was asked to stop
 if cfg.train.steps == 99 and not Path("go").exists():
     Path("waits").touch()
     time.sleep(600)
@@ -252,6 +254,14 @@ def test_a_run_trained_anew_forgets_its_predictions_answers_and_weights(checkout
     weights.touch()
     assert grid.execute(runs[:1], "smoke", checkout, workers=1) == {}
     assert not any(path.exists() for path in (*said, weights))
+
+
+def test_a_run_that_was_asked_to_stop_says_that_it_can_go_on(checkout, capsys):
+    save_grid(checkout, "recipe: preset\nrows:\n  a: {steps: 17}\n")
+    assert run(checkout) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a-s0: stopped before its last step; the same command goes on" in said
+    assert "duration_s" not in said
 
 
 def test_an_interrupted_run_goes_on_only_from_its_own_code_and_data(checkout, monkeypatch):
