@@ -292,7 +292,8 @@ def _train(run: Run, profile: str, root: Path) -> float:
     """Train one run, maybe as a dask worker's task; the seconds that it took."""
     data, folder = root / "data" / profile, records.run_folder(
         root / "results", profile, run.run_id)
-    began = records.checkpoints(data, run.run_id).with_name(f"{run.run_id}.json")
+    kept = records.checkpoints(data, run.run_id)
+    began = kept.with_name(f"{run.run_id}.json")
     now = {"config": json.dumps(run.cfg.to_dict()), "code_sha256": records.code_sha256(),
            "manifest_sha256": _data_hash(_clips(run, root))}
     if (folder / "provenance.json").exists() or records.read_json(began) != now:
@@ -304,8 +305,8 @@ def _train(run: Run, profile: str, root: Path) -> float:
         tell("starts")
         sweep.run_notebook(root / "notebooks" / NOTEBOOK, output, run.parameters, tell=tell)
     if not (made := records.read_json(folder / "provenance.json")):
-        raise GridError("stopped before its last step; the same command goes on "
-                        f"from its last checkpoint, in {records.checkpoints(data, run.run_id)}")
+        raise GridError("stopped before its last step; the same command goes on from its last "
+                        f"checkpoint, in {kept}")
     return made["duration_s"]
 
 
