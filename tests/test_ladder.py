@@ -362,6 +362,23 @@ def test_a_build_whose_worker_is_killed_makes_all_the_same(built, tmp_path):
     pd.testing.assert_frame_equal(manifests.read(tmp_path / "manifest.csv"), built[1])
 
 
+def test_a_job_that_is_done_is_not_done_again_when_its_worker_dies(tmp_path):
+    """To train a run of a grid anew forgets the first."""
+    from distributed import LocalCluster
+
+    killed, notes = tmp_path / "killed", tmp_path / "notes"
+    note = f"open({str(notes)!r}, 'a').write('.')"
+    waits = f"import os, time\nwhile not os.path.exists({str(killed)!r}): time.sleep(0.01)"
+    with LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0,
+                      dashboard_address=None) as here:
+        done = ladder.spread([(exec, note), (exec, waits)], None, here.scheduler_address)
+        assert next(done) == (note, None)
+        psutil.Process(here.workers[0].pid).kill()
+        killed.touch()
+        assert [*done] == [(waits, None)]
+    assert notes.read_text() == "."
+
+
 def test_a_job_that_kills_each_worker_is_named_when_the_others_are_done():
     done = dict(ladder.spread([(os._exit, 3), (abs, -2)], 2, None))
     assert done.pop(-2) == 2

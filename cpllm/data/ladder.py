@@ -494,7 +494,9 @@ def spread(jobs, workers, scheduler, listen=None) -> Iterator[tuple]:
             client.subscribe_topic("progress", listen)
         scene = {client.submit(_try, *job, pure=False): job[1] for job in jobs}
         for future in as_completed(scene):
-            yield scene[future], future.exception() or future.result()
+            came = future.exception() or future.result()
+            future.release()  # else done again where the worker that keeps the result dies
+            yield scene[future], came
 
 
 def _try(work, *job) -> list[dict] | Exception:
