@@ -46,9 +46,9 @@ def test_footage_is_measured_as_table_3_measures_ladders():
 @pytest.mark.slow
 def test_the_chapter_measures_a_readers_own_clips_and_fetches_nothing(tmp_path, ffmpeg):
     (own := tmp_path / "own").mkdir()
-    for name in ("cartoon", "leaves"):
+    for name, file in (("cartoon", "clip.mp4"), ("leaves", "clip.m4v")):
         film = scenes.render(ONE_PER_FAMILY[name])[:6]
-        ladder.encode(film, own / f"{name}.mp4", 12, 12)
+        ladder.encode(film, own / file, 12, 12)
     for name in baselines.FITS:
         fit = f"pocket/runs/{name}-s0/fit.csv"
         (tmp_path / fit).parent.mkdir(parents=True)
@@ -58,4 +58,4 @@ def test_the_chapter_measures_a_readers_own_clips_and_fetches_nothing(tmp_path, 
     sweep.run_notebook(chapter, tmp_path / "out.ipynb", given)
     assert "On 2 new real clips" in (tmp_path / "out.ipynb").read_text()
     rows = pd.read_csv(tmp_path / "pocket" / "own_footage.csv")
-    assert rows["video"].tolist()[:3] == ["cartoon@crf15", "cartoon@crf33", "cartoon@crf51"]
+    assert rows["video"].tolist()[:3] == [f"clip.m4v@crf{c}" for c in (15, 33, 51)]
