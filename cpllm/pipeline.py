@@ -165,8 +165,7 @@ def _pretrain(cfgs: Sequence[config.Config], data: Path) -> None:
     """The towers that these configurations start from, each kind of them once."""
     from cpllm import pretrain, pretrain_low
 
-    for cfg in {(cfg.model.high, cfg.model.decoder, cfg.pretrain): cfg for cfg in cfgs
-                if cfg.train.pretrained}.values():
+    for cfg in {pretrain.key(cfg, data): cfg for cfg in cfgs if cfg.train.pretrained}.values():
         pretrain.ensure(cfg, data)
     for cfg in {pretrain_low.key(cfg, data): cfg for cfg in cfgs
                 if cfg.pretrain_low.steps}.values():

@@ -175,14 +175,16 @@ def test_the_longest_runs_are_trained_first(place, monkeypatch):
 def test_each_kind_of_pretraining_is_done_once_before_runs_start(place, monkeypatch):
     small = config.replace(config.preset("smoke"), pretrained=True)
     longer = config.replace(small, **{"pretrain.view_steps": 40, "pretrain_low.steps": 7})
+    fewer = config.replace(small, **{"pretrain.view_steps": 50, "data.without": ("leaves",)})
+    least = config.replace(fewer, **{"data.without": ("leaves", "text")})
     ladder.build(small, place / "data" / "smoke", ("train",), workers=1)
     asked = []
     monkeypatch.setattr(pretrain, "ensure", lambda cfg, _: asked.append(cfg.pretrain.view_steps))
     monkeypatch.setattr(pretrain_low, "ensure",
                         lambda cfg, _: asked.append(cfg.pretrain_low.steps))
     pipeline._prepare("smoke", [
-        small, config.replace(small, seed=1), longer, config.replace(longer, seed=1)])
-    assert asked == [small.pretrain.view_steps, 40, 7]
+        small, config.replace(small, seed=1), longer, config.replace(longer, seed=1), fewer, least])
+    assert asked == [small.pretrain.view_steps, 40, 50, 50, 7]
 
 
 def test_reproduce_leaves_benchmarks_alone():
