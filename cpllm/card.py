@@ -131,7 +131,7 @@ class Card:
         far = self.content.distance(features)
         found = {
             f"{short} lines: training clips had {low} to {high}": not low <= short <= high,
-            f"{sample.count} frames: fewer than the {m} that are looked at": sample.count < m,
+            f"only {sample.count} of the {m} frames that are looked at": sample.count < m,
             f"{seconds:.0f} s long: {m} frames may not stand for more than {SECONDS:.0f} s":
                 seconds > SECONDS,
             "HDR: scored as tone-mapped to SDR": sample.hdr,

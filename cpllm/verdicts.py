@@ -60,8 +60,9 @@ class Comparison:
     def __str__(self) -> str:
         sure = "" if self.confidence is None else f", {self.confidence:.0%} sure"
         kind = "two encodes of one clip" if self.same_source else "two different clips"
+        better = self.better if self.better == "neither" else f"the {self.better}{sure}"
         answers = f"{self.answers[0]!r}, and {self.answers[1]!r} with the order turned"
-        return (f"{self.first}\n{self.second}\nbetter by score: the {self.better}{sure} ({kind})\n"
+        return (f"{self.first}\n{self.second}\nbetter by score: {better} ({kind})\n"
                 f"in words: {self.words} (the decoder says {answers})")
 
     def _repr_html_(self) -> str:
