@@ -91,7 +91,8 @@ def test_a_card_comes_back_from_its_file_and_serves_no_other_weights(tmp_path):
 
 @pytest.mark.parametrize(("seen", "word"), [
     ({"height": 2160, "width": 3840}, "2160 lines"), ({"height": 96, "width": 640}, "96 lines"),
-    ({"count": 4}, "only 4 of the 5 frames"), ({"count": 501}, "20 s long"), ({"hdr": True}, "HDR")])
+    ({"count": 4}, "only 4 of the 5 frames"), ({"count": 501}, "20 s long"),
+    ({"hdr": True}, "HDR")])
 def test_each_way_out_of_the_domain_is_told(seen, word):
     assert made().warnings(sample(), np.zeros(3), 5) == []
     (text,) = made().warnings(sample(**seen), np.zeros(3), 5)
