@@ -31,8 +31,8 @@ USUAL = 0.99
 AXES = 16
 """Directions in which the training features' spread is kept; the others have one in common."""
 
-SECONDS = 20.0
-"""Longest clip that its key frames stand for: the field's longest (YouTube-UGC)."""
+APART = 4.0
+"""Seconds that a key frame stands for at most: five of the field's longest clips (YouTube-UGC)."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,12 @@ class Card:
         """In what a video, of which M key frames were seen, is unlike those of training."""
         short, seconds = min(sample.frames.shape[1:3]), sample.count / sample.fps
         low, high = self.lines
-        far = self.content.distance(features)
+        far, longest = self.content.distance(features), APART * m
         found = {
             f"{short} lines: training clips had {low} to {high}": not low <= short <= high,
             f"only {sample.count} of the {m} frames that are looked at": sample.count < m,
-            f"{seconds:.0f} s long: {m} frames may not stand for more than {SECONDS:.0f} s":
-                seconds > SECONDS,
+            f"{seconds:.0f} s long: {m} frames may not stand for more than {longest:.0f} s; "
+            f"ask for {np.ceil(seconds / APART):.0f} key frames": seconds > longest,
             "HDR: scored as tone-mapped to SDR": sample.hdr,
             f"unusual content: {far:.1f} times as far from the training clips as {USUAL:.0%} of "
             "validation clips are": far > 1,

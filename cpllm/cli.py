@@ -96,6 +96,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--format", choices=("text", "json"), default="text")
     for sub in (score, compare, describe, climb, heat):
         sub.add_argument("--weights", type=Path, help="weights file (default: the committed model)")
+        sub.add_argument("--key-frames", type=int, metavar="M",
+                         help="looked at of a video (default: as the weights say); a long one "
+                              "needs more, which take more time and memory")
     data = verb("data", build_data, "Make the built-in scenes, their ladders and labels.")
     data.add_argument("--check", action="store_true",
                       help="only check what is there, against itself and the committed manifest")
@@ -202,7 +205,7 @@ def _load(args: argparse.Namespace):
     _quiet()
     from cpllm.judge import load
 
-    return load(args.weights)
+    return load(args.weights, args.key_frames)
 
 
 def score_files(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
-from cpllm import card, infer
+from cpllm import card, config, infer
 from cpllm.data import annotate, text, video
 from cpllm.data.batches import Batch, model_inputs
 from cpllm.model import weights
@@ -143,12 +143,17 @@ def levels_apart(description: str, score: float) -> int:
     return abs(names.index((said or [own])[0]) - names.index(own))
 
 
-def load(path: str | Path | None = None) -> Judge:
+def load(path: str | Path | None = None, key_frames: int | None = None) -> Judge:
     """The committed default model, or one from a weights file with its card beside it.
+
+    key_frames: M of each video, 1 or more; the paper takes more of longer ones. By default what the
+    weights' configuration says, with which the card's interval was measured.
 
     Compiled programs are kept in the user's cache folder, unless JAX has been told of one.
     ValueError names the file and what is wrong with it: also a tensor that is not of finite floats.
     """
+    if key_frames is not None and key_frames < 1:
+        raise ValueError(f"key_frames: expected 1 or more, got {key_frames}")
     _keep_programs()
     path = Path(path or infer.DEFAULT)
     if not path.is_file():  # a FIFO would be waited for
@@ -162,6 +167,8 @@ def load(path: str | Path | None = None) -> Judge:
     if bad := [name for name, x in weights.tensors(model).items() if x.dtype.kind in "iub"
                or not np.isfinite(x.astype(np.float32, copy=False)).all()]:
         raise ValueError(f"{path}: expected finite floats, came others in {', '.join(bad)}")
+    if key_frames:
+        cfg = config.replace(cfg, **{"video.key_frames": key_frames})
     return Judge(cfg, model, tokenizer, known=card.of(path))
 
 

@@ -99,6 +99,13 @@ def test_each_way_out_of_the_domain_is_told(seen, word):
     assert word in text
 
 
+def test_more_key_frames_stand_for_a_longer_clip():
+    """25 frames a second; five key frames stand for 20 s, ten for 40 s."""
+    assert made().warnings(sample(count=1000), np.zeros(3), 10) == []
+    (text,) = made().warnings(sample(count=1001), np.zeros(3), 10)
+    assert "10 frames may not stand for more than 40 s; ask for 11 key frames" in text
+
+
 def test_unusual_content_is_told_with_its_distance():
     """√((12/2)²) over the limit of 3 is 2."""
     (text,) = made().warnings(sample(), np.array([12.0, 0, 0]), 5)

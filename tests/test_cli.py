@@ -83,6 +83,14 @@ def test_csv_has_a_row_per_file_with_empty_cells_for_errors(capsys, weights, mp4
     assert float(fine["score"]) > 0 == len(fine["error"])
 
 
+def test_as_many_key_frames_are_looked_at_as_are_asked_for(capsys, weights, mp4):
+    asked = ("score", mp4, "--weights", weights, "--format", "json", "--key-frames")
+    code, out, _ = run(capsys, *asked, "4")
+    assert code == 0 and len(json.loads(out)[0]["frames"]) == 4
+    code, _, err = run(capsys, *asked, "0")
+    assert code == 2 and "key_frames: expected 1 or more, got 0" in err
+
+
 def test_a_lossless_copy_gets_the_same_score(model, mp4, tmp_path):
     """Other codec, container, name, size and bitrate; the same decoded pixels."""
     copy = tmp_path / "renamed.mkv"

@@ -134,6 +134,18 @@ def test_a_card_is_found_beside_its_weights(judge, tmp_path, mp4):
     assert load(path).score(mp4) == judge.score(mp4)
 
 
+def test_as_many_key_frames_are_looked_at_as_are_asked_for(judge, tmp_path, mp4):
+    from cpllm.judge import load
+
+    path = tmp_path / "w.safetensors"
+    judge.save(path)
+    assert load(path).score(mp4).times == tuple(i / 25 for i in video.key_indices(12, 2))
+    assert load(path, 4).score(mp4).times == tuple(i / 25 for i in video.key_indices(12, 4))
+    for none in (0, -1):
+        with pytest.raises(ValueError, match=f"key_frames: expected 1 or more, got {none}"):
+            load(path, none)
+
+
 @pytest.mark.parametrize("home", ["/dev/null/no", "relative", "{tmp}/cache"])
 def test_programs_are_kept_where_that_can_be_and_scores_are_the_same(judge, mp4, tmp_path, home):
     """In new processes, the second of which finds what the first has compiled."""

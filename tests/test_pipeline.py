@@ -155,7 +155,7 @@ def test_the_packages_weights_get_a_card_from_their_predictions_once(place, monk
 
 APART = ["80_benchmark_towers", "81_benchmark_encodes", "82_benchmark_batches",
          "83_benchmark_step", "84_benchmark_bootstrap", "85_count_flops", "86_benchmark_score",
-         "87_benchmark_footage"]
+         "87_benchmark_footage", "88_benchmark_frames"]
 
 
 def test_the_longest_runs_are_trained_first(place, monkeypatch):
