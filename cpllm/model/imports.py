@@ -336,6 +336,8 @@ def _config(path: Path):
     from transformers import AutoConfig
 
     folder = path if path.is_dir() else path.parent
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{path}: expected a checkpoint with its config.json, found none")
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
