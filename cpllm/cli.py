@@ -22,6 +22,9 @@ SUFFIXES = frozenset((
     ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m"))
 """What counts as a video in a folder; a file that is named may be called anything."""
 
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+"""Settings that keep libraries' chatter from between a user and the scores."""
+
 SPLITS = ("train", "validation", "test")
 
 EVALUATED = {
@@ -42,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # any file name can be printed
         stream.reconfigure(errors="backslashreplace")
     args = parser().parse_args(argv)
+    for chatter, level in QUIET.items():
+        os.environ.setdefault(chatter, level)
+    if args.run in SAME_BITS:
+        without_avx512()
     try:
         code = args.run(args) or 0
         sys.stdout.flush()
@@ -196,13 +203,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _quiet() -> None:
-    """No backend chatter of XLA's between a user and the scores."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-
 def _load(args: argparse.Namespace):
-    _quiet()
     from cpllm.judge import load
 
     return load(args.weights, args.key_frames)
@@ -343,7 +344,6 @@ def build_data(args: argparse.Namespace) -> int:
 
     Clips that only differ from the committed manifest are another machine's, not bad.
     """
-    without_avx512()
     from cpllm import pipeline, sweep
     from cpllm.data import ladder
 
@@ -364,7 +364,6 @@ def build_data(args: argparse.Namespace) -> int:
 
 def check_labels(args: argparse.Namespace) -> int:
     """The largest difference of each label; 1 if VMAF's is more than ladder.TOLERANCE."""
-    without_avx512()
     from cpllm import pipeline
     from cpllm.data import ladder
 
@@ -433,7 +432,6 @@ def annotate_clips(args: argparse.Namespace) -> int:
 
 def train_model(args: argparse.Namespace) -> None:
     """Train and record one run, alone or as one of several processes."""
-    _quiet()
     from cpllm import mesh, pipeline, records, sweep, train
 
     mesh.join(args.coordinator, args.processes, args.process)
@@ -441,7 +439,7 @@ def train_model(args: argparse.Namespace) -> None:
     known.preset(args.profile)
     cfg = config.replace(config.RECIPES[args.recipe](args.profile), seed=args.seed)
     run_id = records.run_name(args.run_id or f"default-s{args.seed}")
-    data = args.data or pipeline.DATA / args.profile
+    data = args.data or sweep.DATA / args.profile
     kept = records.checkpoints(data, run_id)
     if kept.exists() and not (args.resume or args.fresh):
         raise ValueError(
@@ -449,14 +447,12 @@ def train_model(args: argparse.Namespace) -> None:
             "--fresh forgets them"
         )
     with contextlib.nullcontext() if args.process else sweep.alone(args.profile, run_id):
-        train.run(cfg, run_id, data, pipeline.RESULTS, not args.fresh, args.fsdp, args.start,
+        train.run(cfg, run_id, data, sweep.RESULTS, not args.fresh, args.fsdp, args.start,
                   args.workers)
 
 
 def sweep_grids(args: argparse.Namespace) -> None:
     """Train what a grid lacks, then score every run that has no predictions."""
-    without_avx512()
-    _quiet()
     from cpllm import pipeline, sweep
 
     with contextlib.nullcontext() if args.dry_run else sweep.alone(args.profile):
@@ -478,7 +474,6 @@ def evaluate_file(args: argparse.Namespace) -> None:
 
 def import_checkpoints(args: argparse.Namespace) -> None:
     """Write the `paper` profile's model with the shapes and weights of public checkpoints."""
-    _quiet()
     high, decoder = args.siglip or args.paligemma, args.gemma or args.paligemma
     if not (high and decoder):
         raise ValueError("import-weights: name --paligemma, or both --siglip and --gemma")
@@ -492,16 +487,14 @@ def import_checkpoints(args: argparse.Namespace) -> None:
 
 def calibrate_weights(args: argparse.Namespace) -> None:
     """Write the card beside the package's weights."""
-    _quiet()
-    from cpllm import pipeline
+    from cpllm import scoring
 
-    path = pipeline.make_card(args.profile)
+    path = scoring.make_card(args.profile)
     print(path or f"{args.profile}: its model is not the package's, which alone carries a card")
 
 
 def benchmark(args: argparse.Namespace) -> None:
     """The benchmark chapters anew; times are this machine's, so let it idle. One fetches clips."""
-    _quiet()
     from cpllm import pipeline
 
     pipeline.benchmark(args.profile, args.names)
@@ -509,26 +502,26 @@ def benchmark(args: argparse.Namespace) -> None:
 
 def verify_results(args: argparse.Namespace) -> int:
     """A line for each difference; 1 when there are some."""
-    without_avx512()  # as the notebooks that `reproduce` executes
-    _quiet()
-    from cpllm import pipeline, verify
+    from cpllm import sweep, verify
 
     if args.write:
-        print(f"written: {verify.write(args.profile, pipeline.RESULTS)}")
+        print(f"written: {verify.write(args.profile, sweep.RESULTS)}")
         return 0
-    found = list(verify.differences(args.profile, pipeline.RESULTS))
+    found = list(verify.differences(args.profile, sweep.RESULTS))
     print("\n".join([*found, f"{args.profile}: {len(found)} differences"]))
     return int(bool(found))
 
 
 def reproduce_profile(args: argparse.Namespace) -> None:
     """Data, training, scores and notebooks, as far as they are out of date."""
-    without_avx512()
-    _quiet()
     from cpllm import pipeline, sweep
 
     with sweep.alone(args.profile):
         pipeline.reproduce(args.profile, args.fresh)
+
+
+SAME_BITS = (build_data, check_labels, sweep_grids, verify_results, reproduce_profile)
+"""Verbs whose clips, runs and chapters come out the same on processors with AVX-512 and without."""
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cpllm import config, records, sweep
+from cpllm import config, notebooks, records
 from cpllm.data import ladder, manifests, scenes
 
 NOTEBOOK = "20_train.ipynb"
@@ -263,6 +263,17 @@ def names(root: Path) -> list[str]:
     return sorted(path.stem for path in (root / "notebooks" / "sweeps").glob("*.yaml"))
 
 
+def default_ids(profile: str) -> list[str]:
+    """The default model's runs, one a seed; the first one's weights are the package's."""
+    return [f"default-s{seed}" for seed in config.preset(profile).seeds]
+
+
+def sets(profile: str, root: Path) -> dict[str, tuple[str, ...]]:
+    """The sets that runs are scored on, where their grid has not all."""
+    runs = (run for name in names(root) for run in read(name, profile, root))
+    return {run.run_id: run.sets for run in runs if run.sets}
+
+
 def _load(name: str, root: Path) -> Grid:
     path = root / "notebooks" / "sweeps" / f"{name}.yaml"
     if not path.exists():
@@ -303,7 +314,7 @@ def _train(run: Run, profile: str, root: Path) -> float:
     with _one_core() as worker, _programs_kept(data.parent / "compiled"):
         tell = partial(_tell, worker, run.run_id)
         tell("starts")
-        sweep.run_notebook(root / "notebooks" / NOTEBOOK, output, run.parameters, tell=tell)
+        notebooks.execute(root / "notebooks" / NOTEBOOK, output, run.parameters, tell=tell)
     if not (made := records.read_json(folder / "provenance.json")):
         raise GridError("stopped before its last step; the same command goes on from its last "
                         f"checkpoint, in {kept}")

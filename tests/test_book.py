@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from cpllm import sweep
+from cpllm import notebooks
 from cpllm.sweep import NOTEBOOKS, ROOT, alone
 from tests.test_repo import problems
 from tests.test_supply import KEYS
@@ -48,7 +48,7 @@ def picture() -> str:
 
 
 def executed(title: str, profile: str) -> nbformat.NotebookNode:
-    """What cpllm.sweep leaves: parameters, a wide table, a figure, provenance."""
+    """What cpllm.notebooks leaves: parameters, a wide table, a figure, provenance."""
     wide = "<table><tr>" + "".join(f"<td>0.{i} [0.1, 0.{i}]</td>" for i in range(40))
     wide += "</tr></table>"
     cells = [
@@ -68,7 +68,7 @@ def executed(title: str, profile: str) -> nbformat.NotebookNode:
         "name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata["cpllm"] = {
         "source": "a.ipynb", "parameters": {"profile": profile},
-        "source_sha256": sweep._cells_hash([*cells[:2], *cells[3:]]),
+        "source_sha256": notebooks._cells_hash([*cells[:2], *cells[3:]]),
         "fingerprint": "cd" * 32, "commit": "0123456789abcdef", "dirty": False,
         "started": "2026-01-02T03:04:05+00:00", "duration_s": 61.2, "device": "2 × Abacus",
         "versions": {"python": "3.11"},

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cpllm import atomic, cli, pipeline, records, sweep
+from cpllm import atomic, cli, records, sweep
 from tests import test_book
-from tests.test_sweep import write as write_notebook
+from tests.test_notebooks import write as write_notebook
 
 HOLD = """
 import sys, time
@@ -48,8 +48,8 @@ def test_a_second_process_on_the_same_output_is_refused_until_the_first_is_gone(
 @pytest.mark.parametrize("words", [["data"], ["sweep", "table"], ["reproduce"]])
 def test_every_long_verb_is_refused_while_another_works_on_its_profile(
         words, holder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep.alone.__wrapped__, "__kwdefaults__", {"root": tmp_path})
-    monkeypatch.setattr(pipeline, "DATA", tmp_path / "data")
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    monkeypatch.setattr(sweep, "DATA", tmp_path / "data")
     assert cli.main([*words, "--profile", "smoke"]) == 2
     assert f"process {holder.pid} is working on it" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
@@ -156,10 +156,10 @@ def test_a_full_disk_is_named_by_the_clips_that_found_no_room(ffmpeg, tmp_path):
 RUN = """
 import sys
 from pathlib import Path
-from cpllm import sweep
+from cpllm import notebooks
 try:
-    sweep.run_notebook(Path(sys.argv[1]), Path(sys.argv[2]), {"seed": 1})
-except (sweep.NotebookError, OSError) as error:
+    notebooks.execute(Path(sys.argv[1]), Path(sys.argv[2]), {"seed": 1})
+except (notebooks.NotebookError, OSError) as error:
     sys.exit(f"error: {error}")
 """
 

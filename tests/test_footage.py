@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from cpllm import baselines, footage, report, sweep
+from cpllm import baselines, footage, notebooks, report, sweep
 from cpllm.data import labels, ladder, scenes
 from tests.test_scenes import ONE_PER_FAMILY
 
@@ -55,7 +55,7 @@ def test_the_chapter_measures_a_readers_own_clips_and_fetches_nothing(tmp_path, 
         shutil.copy(sweep.ROOT / "results" / fit, tmp_path / fit)
     given = {"clips": str(own), "results": str(tmp_path), "step": 18, "draws": 20}
     chapter = sweep.ROOT / "notebooks" / "87_benchmark_footage.ipynb"
-    sweep.run_notebook(chapter, tmp_path / "out.ipynb", given)
+    notebooks.execute(chapter, tmp_path / "out.ipynb", given)
     assert "On 2 new real clips" in (tmp_path / "out.ipynb").read_text()
     rows = pd.read_csv(tmp_path / "pocket" / "own_footage.csv")
     assert rows["video"].tolist()[:3] == [f"clip.m4v@crf{c}" for c in (15, 33, 51)]
@@ -65,6 +65,6 @@ def test_the_chapter_measures_a_readers_own_clips_and_fetches_nothing(tmp_path, 
 def test_the_chapter_on_key_frames_runs_small(tmp_path, ffmpeg):
     given = {"counts": "1 5", "length": 3, "step": 18, "draws": 40}
     chapter = sweep.ROOT / "notebooks" / "88_benchmark_frames.ipynb"
-    sweep.run_notebook(chapter, tmp_path / "out.ipynb", given)
+    notebooks.execute(chapter, tmp_path / "out.ipynb", given)
     said = (tmp_path / "out.ipynb").read_text()
     assert "The package scores by 5 key frames" in said and "24 validation sources" in said

@@ -12,9 +12,9 @@ import time
 import pandas as pd
 import pytest
 from test_labels import table
-from test_sweep import write
+from test_notebooks import write
 
-from cpllm import cli, config, grid, pipeline, records, sweep
+from cpllm import cli, config, grid, pipeline, records, scoring, sweep
 from cpllm.data import manifests
 
 STAND_IN = '''profile = "smoke"
@@ -46,11 +46,11 @@ def checkout(tmp_path, monkeypatch):
     """A checkout whose training notebook is a stand-in that leaves a run's record."""
     write(tmp_path / "notebooks" / grid.NOTEBOOK, TRAIN, parameters=STAND_IN)
     (tmp_path / "data" / "smoke").mkdir(parents=True)
-    for module, name in ((sweep, "ROOT"), (pipeline, "DATA"), (pipeline, "RESULTS")):
+    for module, name in ((sweep, "ROOT"), (sweep, "DATA"), (sweep, "RESULTS")):
         folder = {"ROOT": "", "DATA": "data", "RESULTS": "results"}[name]
         monkeypatch.setattr(module, name, tmp_path / folder)
     monkeypatch.setattr(pipeline, "_prepare", lambda *_: None)
-    monkeypatch.setattr(pipeline, "score_runs", lambda *_, **__: None)
+    monkeypatch.setattr(scoring, "score_runs", lambda *_, **__: None)
     return tmp_path
 
 
@@ -338,13 +338,13 @@ def test_the_training_code_is_told_from_plotting_and_prose(tmp_path):
 
 def test_predictions_are_kept_for_splits_that_were_not_scored(checkout):
     rows = pd.DataFrame({"video": ["v", "t"], "split": ["validation", "test"], "crf": [1.0, 2.0]})
-    known = pipeline._record("smoke", "videos.csv", rows)
-    pipeline._record("smoke", "runs/a-s0/predictions.csv",
+    known = scoring._record("smoke", "videos.csv", rows)
+    scoring._record("smoke", "runs/a-s0/predictions.csv",
                      rows[["video"]].assign(prediction=[1.0, 2.0]), known)
     test = rows[rows.split == "test"].assign(video="t2")
-    known = pipeline._record("smoke", "videos.csv", test)
+    known = scoring._record("smoke", "videos.csv", test)
     assert known.video.tolist() == ["v", "t2"]
-    pipeline._record("smoke", "runs/a-s0/predictions.csv",
+    scoring._record("smoke", "runs/a-s0/predictions.csv",
                      test[["video"]].assign(prediction=[3.0]), known)
     written = pd.read_csv(checkout / "results" / "smoke" / "runs" / "a-s0" / "predictions.csv")
     assert written.to_dict("list") == {"video": ["v", "t2"], "prediction": [1.0, 3.0]}

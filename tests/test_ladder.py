@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from cpllm import cli, config, pipeline
+from cpllm import cli, config, sweep
 from cpllm.data import distort, labels, ladder, manifests, scenes, video
 
 TINY = config.replace(config.smoke(), **{
@@ -464,7 +464,7 @@ def test_splits_are_built_alone_and_read_their_own_labels(built, tmp_path, commi
 def command(built, tmp_path, monkeypatch):
     """`cpllm VERB --profile smoke` where smoke is the tiny configuration, built and committed."""
     monkeypatch.setitem(config.PRESETS, "smoke", lambda: TINY)
-    monkeypatch.setattr(pipeline, "DATA", tmp_path / "data")
+    monkeypatch.setattr(sweep, "DATA", tmp_path / "data")
     monkeypatch.setattr(ladder, "COMMITTED", tmp_path / "committed")
     shutil.copytree(built[0], tmp_path / "data" / "smoke")
     ladder.commit_manifest(built[1], tmp_path / "committed" / "smoke")

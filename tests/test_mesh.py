@@ -37,10 +37,10 @@ LONG = config.replace(CFG, steps=60, select_every=20, save_every=5)
 COMMAND = """
 import json, sys
 from pathlib import Path
-from cpllm import cli, config, pipeline
+from cpllm import cli, config, sweep
 cfg, results, *words = json.loads(sys.argv[1])
 config.PRESETS["smoke"] = lambda: config.from_dict(cfg)
-pipeline.RESULTS = Path(results)
+sweep.RESULTS = Path(results)
 sys.exit(cli.main(["train", "--profile", "smoke", *words]))
 """
 

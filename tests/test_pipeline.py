@@ -17,11 +17,13 @@ from cpllm import (
     card,
     config,
     grid,
+    notebooks,
     pipeline,
     pretrain,
     pretrain_low,
     records,
     report,
+    scoring,
     sweep,
 )
 from cpllm.data import ladder, manifests, text
@@ -50,8 +52,8 @@ def place(tmp_path, monkeypatch):
         "data.crfs": (21, 41), "data.distorted": 0,
     })  # fmt: skip
     monkeypatch.setitem(config.PRESETS, "smoke", lambda: small)
-    monkeypatch.setattr(pipeline, "DATA", tmp_path / "data")
-    monkeypatch.setattr(pipeline, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sweep, "DATA", tmp_path / "data")
+    monkeypatch.setattr(sweep, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -65,7 +67,7 @@ def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place
     table = ladder.build(cfg, place / "data" / "smoke", ("validation", "test"), workers=1)
     scorer = Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500))
     scorer.save(place / "data" / "smoke" / "weights" / "default-s0.safetensors")
-    pipeline.score_runs("smoke")
+    scoring.score_runs("smoke")
     whole = predictions(place, "default-s0")
     assert set(whole["split"]) == {"validation", "test"}
     assert whole["video"].is_unique
@@ -80,7 +82,7 @@ def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place
     for name in set(baselines.BASELINES) - set(baselines.FITS):
         assert len(predictions(place, f"{name}-s0")) == len(whole)
     manifests.write(table[table["split"] == "test"], place / "data" / "smoke" / "manifest.csv")
-    pipeline.score_runs("smoke")
+    scoring.score_runs("smoke")
     again = predictions(place, "default-s0").sort_values("video", ignore_index=True)
     pd.testing.assert_frame_equal(again, whole.sort_values("video", ignore_index=True))
 
@@ -91,9 +93,9 @@ def test_a_grids_runs_are_scored_on_its_sets_alone(place, ffmpeg, monkeypatch):
     scorer = Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500))
     for run_id in ("single-s0", "k1-s0"):
         scorer.save(data / "weights" / f"{run_id}.safetensors")
-    assert pipeline._sets("pocket")["k1-s0"] == ("lsvq-test",)
-    monkeypatch.setattr(pipeline, "_sets", lambda _: {"k1-s0": ("lsvq-test",)})
-    pipeline.score_runs("smoke")
+    assert grid.sets("pocket", sweep.ROOT)["k1-s0"] == ("lsvq-test",)
+    monkeypatch.setattr(grid, "sets", lambda *_: {"k1-s0": ("lsvq-test",)})
+    scoring.score_runs("smoke")
     assert set(predictions(place, "single-s0")["video"]) == {*table["video"]}
     chosen = predictions(place, "k1-s0")
     assert set(chosen["video"]) == {*table["video"][table["dataset"] == "lsvq-test"]}
@@ -102,17 +104,17 @@ def test_a_grids_runs_are_scored_on_its_sets_alone(place, ffmpeg, monkeypatch):
 def test_what_baselines_learnt_is_kept_for_a_clone_without_the_training_split(place, ffmpeg):
     data, cfg = place / "data" / "smoke", config.preset("smoke")
     table = ladder.build(cfg, data, ("train", "test"), workers=1)
-    pipeline.score_runs("smoke")
+    scoring.score_runs("smoke")
     before = {name: predictions(place, f"{name}-s0") for name in baselines.BASELINES}
     manifests.write(table[table["split"] == "test"], data / "manifest.csv")
-    pipeline.score_runs("smoke")
+    scoring.score_runs("smoke")
     for name, rows in before.items():
         pd.testing.assert_frame_equal(predictions(place, f"{name}-s0"), rows)
 
 
 def test_a_clone_with_committed_runs_needs_the_test_split_only(place):
     assert pipeline.needed_splits("smoke", fresh=False) == ladder.SPLITS
-    for run_id in (*pipeline.run_ids("smoke"), *pipeline.table_ids("smoke")):
+    for run_id in (*grid.default_ids("smoke"), *pipeline.table_ids("smoke")):
         records.write_json(place / "results" / "smoke" / "runs" / run_id / "metrics.json", {})
     assert pipeline.needed_splits("smoke", fresh=False) == ("test",)
     assert pipeline.needed_splits("smoke", fresh=True) == ladder.SPLITS
@@ -141,14 +143,14 @@ def test_the_packages_weights_get_a_card_from_their_predictions_once(place, monk
     rows = table[table["split"] == "validation"]
     records.write_csv(place / "results" / "smoke" / "runs" / "default-s0" / "predictions.csv",
                       rows[["video"]].assign(prediction=rows["proxy"] + 3))
-    assert pipeline.make_card("pocket") is None
-    assert pipeline.make_card("smoke") == card.beside(default)
+    assert scoring.make_card("pocket") is None
+    assert scoring.make_card("smoke") == card.beside(default)
     found = card.of(default)
     assert found.calibration.half_width == pytest.approx(3, abs=1e-3)
     assert found.calibration.n_items == len(rows) and found.content.limit > 0
     short = table.loc[table["split"] == "train", ["width", "height"]].min(axis=1)
     assert found.lines == (short.min(), short.max())
-    assert pipeline.make_card("smoke", again=False) is None
+    assert scoring.make_card("smoke", again=False) is None
     default.write_bytes(default.read_bytes() + b" ")
     assert card.of(default) is None
 
@@ -194,7 +196,7 @@ def test_reproduce_leaves_benchmarks_alone():
 
 def test_benchmark_runs_what_stands_apart_and_no_other(place, monkeypatch):
     ran = []
-    monkeypatch.setattr(sweep, "run_notebook", lambda *job: ran.append(job))
+    monkeypatch.setattr(notebooks, "execute", lambda *job: ran.append(job))
     pipeline.benchmark("smoke", ["encodes"])
     home = place / "results" / "smoke" / "notebooks"
     assert ran == [(sweep.ROOT / "notebooks" / f"{APART[1]}.ipynb", home / f"{APART[1]}.ipynb",
@@ -216,7 +218,7 @@ def test_benchmarks_run_small(place, ffmpeg, name, parameters, shown):
     given = {"profile": "smoke", **parameters}
     if name.endswith("batches"):
         given["data"] = str(place / "data")
-    sweep.run_notebook(sweep.ROOT / "notebooks" / f"{name}.ipynb", place / "out.ipynb", given)
+    notebooks.execute(sweep.ROOT / "notebooks" / f"{name}.ipynb", place / "out.ipynb", given)
     assert shown in (place / "out.ipynb").read_text()
 
 

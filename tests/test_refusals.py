@@ -12,12 +12,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from cpllm import cli, config, evaluation, grid, pipeline, records
+from cpllm import cli, config, evaluation, grid, records, sweep
 from cpllm.data import manifests
 from cpllm.judge import load
 from cpllm.model import imports
 
-MADE = pipeline.sweep.ROOT / "data_manifests" / "pocket" / "validation.csv"
+MADE = sweep.ROOT / "data_manifests" / "pocket" / "validation.csv"
 CALLED = []
 
 
@@ -139,7 +139,7 @@ def test_a_configuration_that_is_none_is_refused(values):
 
 
 def test_committed_configurations_still_fit():
-    known = sorted((pipeline.RESULTS / "pocket" / "runs").glob("*/config.json"))
+    known = sorted((sweep.RESULTS / "pocket" / "runs").glob("*/config.json"))
     trained = [path for path in known if "model" in records.read_json(path)]
     assert len(trained) > 20
     for path in trained:

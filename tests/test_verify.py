@@ -5,9 +5,9 @@ import shutil
 import pandas as pd
 import pytest
 
-from cpllm import cli, pipeline, records, sweep, verify
+from cpllm import cli, records, sweep, verify
 
-HOME = pipeline.RESULTS / "pocket"
+HOME = sweep.RESULTS / "pocket"
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def results(tmp_path):
     """The committed pocket results with one of the tables."""
     shutil.copytree(HOME / "runs", tmp_path / "results" / "pocket" / "runs")
     shutil.copyfile(HOME / "videos.csv", tmp_path / "results" / "pocket" / "videos.csv")
-    shutil.copyfile(pipeline.RESULTS / "paper.csv", tmp_path / "results" / "paper.csv")
+    shutil.copyfile(sweep.RESULTS / "paper.csv", tmp_path / "results" / "paper.csv")
     verify.exhibits.table("table4d", "pocket", tmp_path / "results")
     return tmp_path / "results"
 
@@ -72,9 +72,9 @@ def test_a_notebook_whose_source_changed_is_named(results, monkeypatch):
 
 
 def test_the_committed_model_gives_the_golden_scores():
-    known = records.read_json(verify.golden("pocket", pipeline.RESULTS))
+    known = records.read_json(verify.golden("pocket", sweep.RESULTS))
     assert len(known["clips"]) == 6 and known["tolerance"] == verify.TOLERANCE
-    found = list(verify._golden("pocket", pipeline.RESULTS))
+    found = list(verify._golden("pocket", sweep.RESULTS))
     assert [line for line in found if "other frames" not in line] == []
 
 

@@ -26,8 +26,9 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from fragments import NOT_RUN, ROOT, executed, in_readme, pieces, rests_on, rows_of
 
-from cpllm import atomic, grid, records, sweep
-from cpllm.sweep import NOTEBOOKS, alone, read, settle
+from cpllm import atomic, grid, notebooks, records
+from cpllm.notebooks import read, settle
+from cpllm.sweep import NOTEBOOKS, alone
 
 BOOK = ROOT / "book"
 CHAPTERS = BOOK / "chapters"
@@ -171,7 +172,7 @@ def stage(name: str, profile: str) -> None:
     if head["cell_type"] != "markdown" or not head["source"].startswith("# "):
         raise SystemExit(f"{name}.ipynb: expected a first cell of markdown that begins with '# '")
     first, _, rest = head["source"].partition("\n")
-    made = sweep.provenance_of(notebook)
+    made = notebooks.provenance_of(notebook)
     head["source"] = "\n".join([f"# {with_profile(first[2:].strip(), profile)}\n",
                                 strip(name, profile, made), rest])
     described = pictures(source, profile)
@@ -189,8 +190,9 @@ def stage(name: str, profile: str) -> None:
                     "code_prompt_hide": "Hide them"}
         if "injected-parameters" in tags and "parameters" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("remove-cell")
-    notebook["cells"].append({"cell_type": "markdown", "id": "provenance", "metadata": {},
-                              "source": provenance(made, sweep.parameters_of(notebook["cells"]))})
+    told = provenance(made, notebooks.parameters_of(notebook["cells"]))
+    notebook["cells"].append(
+        {"cell_type": "markdown", "id": "provenance", "metadata": {}, "source": told})
     (CHAPTERS / f"{name}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False))
 
 

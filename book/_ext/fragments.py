@@ -20,7 +20,8 @@ from unittest import mock
 import yaml
 
 from cpllm import cli, grid, records
-from cpllm.sweep import NOTEBOOKS, current, provenance_of, read
+from cpllm.notebooks import provenance_of, read
+from cpllm.sweep import NOTEBOOKS, current
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_RUN = "not run"
