@@ -61,14 +61,21 @@ def score_runs(profile: str, again: bool = True) -> None:
 
 
 def default_model(profile: str) -> Judge:
-    """The default model's first seed, ready to use: the package's own, or the one trained here."""
+    """The default model's first seed: the package's where that is of the profile, else the run's.
+
+    A chapter says which weights of the package it is made with; of others here it knows nothing.
+    """
+    from cpllm.infer import DEFAULT
     from cpllm.judge import load
 
+    if DEFAULT.stem == profile:
+        return load(DEFAULT)
     run_id = grid.default_ids(profile)[0]
-    if run_id not in (found := _weights(profile, only=[run_id])):
+    path = sweep.DATA / profile / "weights" / f"{run_id}.safetensors"
+    if not path.exists():
         raise FileNotFoundError(f"{run_id}: expected its weights under data/{profile}/weights, "
                                 f"found none; cpllm train --profile {profile} makes them")
-    return load(found[run_id])
+    return load(path)
 
 
 def make_card(profile: str, again: bool = True) -> Path | None:

@@ -155,6 +155,23 @@ def test_the_packages_weights_get_a_card_from_their_predictions_once(place, monk
     assert card.of(default) is None
 
 
+def test_chapters_show_the_packages_model_whatever_was_trained_here(place, monkeypatch):
+    cfg, default = config.preset("smoke"), place / "package" / "smoke.safetensors"
+    own, other = (Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(seed)), text.train_tokenizer(["A."], 500))
+                  for seed in (0, 1))
+    with pytest.raises(FileNotFoundError, match="default-s0: expected its weights"):
+        scoring.default_model("smoke")
+    other.save(place / "data" / "smoke" / "weights" / "default-s0.safetensors")
+
+    def first(scorer):
+        return nnx.to_flat_state(nnx.state(scorer.model))[0][1][...].tolist()
+
+    assert first(scoring.default_model("smoke")) == first(other)
+    monkeypatch.setattr("cpllm.infer.DEFAULT", default)
+    own.save(default)
+    assert first(scoring.default_model("smoke")) == first(own) != first(other)
+
+
 APART = ["80_benchmark_towers", "81_benchmark_encodes", "82_benchmark_batches",
          "83_benchmark_step", "84_benchmark_bootstrap", "85_count_flops", "86_benchmark_score",
          "87_benchmark_footage", "88_benchmark_frames"]
