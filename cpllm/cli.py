@@ -22,6 +22,8 @@ SUFFIXES = frozenset((
     ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m"))
 """What counts as a video in a folder; a file that is named may be called anything."""
 
+NO_VIDEOS = f", and nothing below it ends in {' '.join(sorted(SUFFIXES))}"
+
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
 """Settings that keep libraries' chatter from between a user and the scores."""
 
@@ -220,9 +222,10 @@ def score_files(args: argparse.Namespace) -> int:
     for path, score in zip(files, track(found, "scoring", len(files), transient=True, disable=quiet,
                                         console=Console(stderr=True)), strict=True):
         if isinstance(score, Exception):
-            print(f"error: {verdicts.one_line(score)}", file=sys.stderr)
+            error = str(score) + NO_VIDEOS * os.path.isdir(path)
+            print(f"error: {verdicts.one_line(error)}", file=sys.stderr)
             rows.append({**dict.fromkeys(f.name for f in dataclasses.fields(verdicts.Score)),
-                         "path": path, "warnings": [], "error": str(score)})
+                         "path": path, "warnings": [], "error": error})
         else:
             scores.append(score)
             rows.append({**dataclasses.asdict(score), "error": None})

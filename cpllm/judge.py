@@ -112,7 +112,7 @@ class Judge(infer.Scorer):
 
     def _look(self, path: str | Path, threads: int = 0) -> tuple[video.Sample, Batch]:
         sample = video.sample(path, self.cfg.video.key_frames, threads)
-        small = sample._replace(frames=sample.frames[:1])  # waits in memory for its turn
+        small = sample._replace(frames=sample.frames[:1].copy())  # waits in memory, the others not
         return small, model_inputs(sample.frames, self.cfg.video)
 
     def _judge(self, path: str | Path, sample: video.Sample, inputs: Batch) -> Seen:

@@ -281,7 +281,8 @@ def test_no_whole_video_gets_one_error_that_names_it(name, corpus, told):
     with pytest.raises(VideoError) as caught:
         video.key_frames(corpus / name, 2)
     row = told[1][name]
-    assert row["score"] is None and row["error"] == str(caught.value).replace(f"{corpus}/", "")
+    assert row["score"] is None
+    assert row["error"].startswith(str(caught.value).replace(f"{corpus}/", ""))
     assert row["error"].startswith(f"{name}: ") and REFUSED[name] in row["error"]
     assert "\n" not in row["error"].removeprefix(name)
 

@@ -68,6 +68,11 @@ def test_many_files_come_in_order_with_the_scores_that_they_have_alone(judge, mp
     assert [found[i] for i in (0, 2, 3)] == [judge.score(paths[i]) for i in (0, 2, 3)]
 
 
+def test_what_waits_for_its_turn_holds_one_frame(judge, mp4):
+    waiting, _ = judge._look(mp4)
+    assert len(waiting.frames) == 1 and waiting.frames.base is None
+
+
 def test_two_encodes_of_a_clip_are_known_as_such_and_two_clips_are_not(judge, mp4, other, unlike):
     same, different = judge.compare(mp4, other), judge.compare(mp4, unlike)
     gap = abs(same.first.score - same.second.score)
