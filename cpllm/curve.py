@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpllm.data import ladder, video
+from cpllm.data import encoding, video
 from cpllm.verdicts import Score, one_line
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def encodes(path: str | Path, folder: Path, crfs: Sequence[int], codec: str = "h
     n = probe.frames if seconds is None else min(probe.frames, max(1, round(seconds * probe.fps)))
     files = [folder / f"{Path(path).stem}@crf{crf}.mp4" for crf in crfs]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(ladder.encode, _shots(path, n), file, crf, probe.fps or 25, codec,
+        jobs = [pool.submit(encoding.encode, _shots(path, n), file, crf, probe.fps or 25, codec,
                             preset) for crf, file in zip(crfs, files, strict=True)]
         for job in jobs:
             job.result()
@@ -156,4 +156,4 @@ def _shots(path: str | Path, n: int) -> Iterator[av.VideoFrame]:
     """The first n frames, as shown, in 4:2:0; none waits in memory."""
     for rgb in islice(video.shown(path, threads=1), n):
         height, width = (side // 2 * 2 for side in rgb.shape[:2])
-        yield from ladder.planar(rgb[None, :height, :width])
+        yield from encoding.planar(rgb[None, :height, :width])

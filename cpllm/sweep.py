@@ -40,7 +40,8 @@ class Step:
     once: bool = False  # only where an output is missing, or FRESH=1
 
 
-MADE = ("cpllm/config.py", "cpllm/data/scenes.py", "cpllm/data/families.py", "cpllm/data/ladder.py")
+MADE = ("cpllm/config.py", *(f"cpllm/data/{name}.py"
+                             for name in ("scenes", "families", "ladder", "encoding")))
 RUNS = (*(f"results/{{profile}}/runs/*/{name}"
           for name in ("config.json", "predictions.csv", "answers.csv")),
         "results/{profile}/videos.csv", "results/{profile}/outside/*.csv")

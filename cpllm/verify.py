@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from cpllm import claims, config, exhibits, infer, judge, records, report, sweep
-from cpllm.data import ladder, scenes
+from cpllm.data import encoding, scenes
 
 TOLERANCE = 0.05
 """Points of 100 of a golden score: sums on other processors differ by 1e-5, encoders by more."""
@@ -38,11 +38,11 @@ def scores(weights: Path = infer.DEFAULT) -> dict[str, dict]:
     some = [s for s in scenes.catalog(config.smoke().data) if s.split == "test"][:2]
     with tempfile.TemporaryDirectory(prefix="cpllm-") as folder:
         for scene in some:
-            shots = ladder.planar(scenes.render(scene))
+            shots = encoding.planar(scenes.render(scene))
             for crf in CRFS:
                 path = Path(folder, f"{scene.name}@crf{crf}.mp4")
-                ladder.encode(shots, path, crf, scene.fps)
-                found[path.stem] = {"frames": ladder.frames_sha256(path),
+                encoding.encode(shots, path, crf, scene.fps)
+                found[path.stem] = {"frames": encoding.frames_sha256(path),
                                     "score": round(scorer.score(path).score, 6)}
     return found
 

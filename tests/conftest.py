@@ -58,10 +58,10 @@ def frames():
 @pytest.fixture(scope="session")
 def mp4(tmp_path_factory, frames):
     """The made clip as H.264 with B-frames at CRF 31, its index at the end of the file."""
-    from cpllm.data import ladder
+    from cpllm.data import encoding
 
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    ladder.encode(frames, path, crf=31, fps=25)
+    encoding.encode(frames, path, crf=31, fps=25)
     return path
 
 

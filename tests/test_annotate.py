@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from cpllm import answers, cli
-from cpllm.data import annotate, gemini, ladder, manifests, text
+from cpllm.data import annotate, encoding, gemini, manifests, text
 from tests.conftest import made_frames
 
 pytest.importorskip("google.genai", reason="extra `gemini` is not installed")
@@ -68,7 +68,7 @@ def place(tmp_path):
     """Four different training clips, one of a test set, and their manifest."""
     names = [f"c{i}" for i in range(5)]
     for i, name in enumerate(names):
-        ladder.encode(made_frames(seed=i), tmp_path / f"{name}.mp4", 31, 25)
+        encoding.encode(made_frames(seed=i), tmp_path / f"{name}.mp4", 31, 25)
     table = pd.DataFrame({
         "video": names, "path": [f"{n}.mp4" for n in names], "scene": names, "source": names,
         "family": "x", "split": ["train"] * 4 + ["test"], "dataset": "x",
@@ -104,7 +104,7 @@ def test_a_second_run_asks_nothing_and_a_changed_clip_alone_again(server, place)
     assert run(place, "--yes") == 0 and len(server.seen) == 4
     (place / "descriptions.jsonl").write_text(
         "".join(json.dumps({**line, "video": "old"}) + "\n" for line in lines(place)))
-    ladder.encode(made_frames(seed=9), place / "c2.mp4", 31, 25)
+    encoding.encode(made_frames(seed=9), place / "c2.mp4", 31, 25)
     assert run(place, "--yes") == 0
     assert len(server.seen) == 5  # three clips are known by their content under another name
     assert run(place, "--yes", "--model", "gemini-2.5-flash-lite") == 0

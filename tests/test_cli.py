@@ -14,7 +14,7 @@ import pytest
 
 import cpllm
 from cpllm import card, cli, config
-from cpllm.data import ladder
+from cpllm.data import encoding
 from cpllm.judge import load
 
 
@@ -117,13 +117,13 @@ def test_a_score_is_the_mean_of_its_frames_and_repeats_exactly(model, mp4):
 
 
 def test_compression_changes_the_score(model, frames, mp4, tmp_path):
-    ladder.encode(frames, tmp_path / "worse.mp4", 51, 25)
+    encoding.encode(frames, tmp_path / "worse.mp4", 51, 25)
     assert model.score(tmp_path / "worse.mp4").score != model.score(mp4).score
 
 
 def test_compare_names_the_better_by_score_in_either_order(capsys, weights, frames, mp4, tmp_path):
     other = tmp_path / "other.mp4"
-    ladder.encode(frames, other, 51, 25)
+    encoding.encode(frames, other, 51, 25)
     answers = []
     for pair in ((mp4, other), (other, mp4)):
         code, out, _ = run(capsys, "compare", *pair, "--format", "json", "--weights", weights)

@@ -14,7 +14,7 @@ from scipy import ndimage
 import cpllm
 from cpllm import card, cli, config, damage, figures, records
 from cpllm.calibrate import Calibration
-from cpllm.data import distort, ladder, scenes, text, video
+from cpllm.data import distort, encoding, scenes, text, video
 from cpllm.judge import Judge, load
 from cpllm.model import rivals
 
@@ -104,7 +104,7 @@ def test_a_readout_learns_from_encodes_what_a_scene_that_it_never_saw_has_lost(t
     for i in range(6):
         frames = made_frames(3, seed=i)
         for role, film in (("original", frames), ("variant", half_blurred(frames))):
-            ladder.encode(film, tmp_path / f"{i}-{role}.mp4", crf=20, fps=25)
+            encoding.encode(film, tmp_path / f"{i}-{role}.mp4", crf=20, fps=25)
             rows.append({"video": f"{i}-{role}", "scene": i, "role": role, "distortion": "none"})
     rows.append({"video": "worn", "scene": 0, "role": "variant", "distortion": "blur"})
     readout = damage.fit(scorer, pd.DataFrame(rows), tmp_path)

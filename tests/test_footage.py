@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cpllm import baselines, footage, notebooks, report, sweep
-from cpllm.data import labels, ladder, scenes
+from cpllm.data import encoding, labels, scenes
 from tests.test_scenes import ONE_PER_FAMILY
 
 
@@ -21,7 +21,7 @@ def test_every_clip_is_of_a_package_that_is_pinned_by_hash():
 
 def test_a_ladder_is_labelled_against_the_clip_as_it_came(tmp_path, ffmpeg):
     clip = tmp_path / "clip.mp4"
-    ladder.encode(scenes.render(ONE_PER_FAMILY["cartoon"])[:6], clip, 12, 12)
+    encoding.encode(scenes.render(ONE_PER_FAMILY["cartoon"])[:6], clip, 12, 12)
     rows = footage.ladder("drawn", clip, tmp_path / "encodes", (20, 35, 50), seconds=0.25)
     assert rows["source"].unique() == ["drawn"] and set(rows["frames"]) == {3}
     assert rows["proxy"].is_monotonic_decreasing and rows["bytes"].is_monotonic_decreasing
@@ -48,7 +48,7 @@ def test_the_chapter_measures_a_readers_own_clips_and_fetches_nothing(tmp_path, 
     (own := tmp_path / "own").mkdir()
     for name, file in (("cartoon", "clip.mp4"), ("leaves", "clip.m4v")):
         film = scenes.render(ONE_PER_FAMILY[name])[:6]
-        ladder.encode(film, own / file, 12, 12)
+        encoding.encode(film, own / file, 12, 12)
     for name in baselines.FITS:
         fit = f"pocket/runs/{name}-s0/fit.csv"
         (tmp_path / fit).parent.mkdir(parents=True)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from cpllm import card, config, curve, records
 from cpllm.calibrate import Calibration
-from cpllm.data import annotate, ladder, text, video
+from cpllm.data import annotate, encoding, text, video
 from cpllm.judge import REDRAWS, UNKNOWN, Judge
 from cpllm.model.cpllm import CPLLM
 from cpllm.verdicts import Score, draw
@@ -39,7 +39,7 @@ def judge(bare):
 def other(tmp_path_factory, frames):
     """The made clip at a worse CRF."""
     path = tmp_path_factory.mktemp("other") / "other.mp4"
-    ladder.encode(frames, path, 40, 25)
+    encoding.encode(frames, path, 40, 25)
     return path
 
 
@@ -47,7 +47,7 @@ def other(tmp_path_factory, frames):
 def unlike(tmp_path_factory):
     path = tmp_path_factory.mktemp("unlike") / "unlike.mp4"
     noise = np.random.default_rng(5).integers(0, 256, (1, 6, 8, 3), np.uint8)
-    ladder.encode(noise.repeat(16, 1).repeat(16, 2).repeat(12, 0), path, 20, 25)
+    encoding.encode(noise.repeat(16, 1).repeat(16, 2).repeat(12, 0), path, 20, 25)
     return path
 
 
@@ -218,7 +218,7 @@ def test_a_ladder_is_of_real_encodes(judge, mp4, tmp_path, monkeypatch):
     assert found.rungs[0].kbps > found.rungs[1].kbps > found.rungs[2].kbps > 0
     assert not list(tmp_path.iterdir())
     twin = tmp_path / "clip@crf35.mp4"
-    ladder.encode(video.all_frames(mp4), twin, 35, 25, preset="medium")
+    encoding.encode(video.all_frames(mp4), twin, 35, 25, preset="medium")
     assert found.rungs[1].score.score == judge.score(twin).score
     assert found.rungs[1].kbps == pytest.approx(twin.stat().st_size * 8 * 25 / 12 / 1000)
     assert len(found.draw().axes) == 2 and "clip.mp4" in found._repr_html_()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cpllm.data import labels, ladder, manifests
+from cpllm.data import encoding, labels, manifests
 from cpllm.data.manifests import ManifestError
 from tests.conftest import made_frames
 
@@ -14,7 +14,7 @@ from tests.conftest import made_frames
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory, frames):
     path = tmp_path_factory.mktemp("labels") / "pristine.mp4"
-    ladder.encode(frames, path, crf=0, fps=25, preset="ultrafast")
+    encoding.encode(frames, path, crf=0, fps=25, preset="ultrafast")
     return path
 
 
@@ -22,7 +22,7 @@ def pristine(tmp_path_factory, frames):
 def variant(tmp_path, frames):
     def make(crf, frames=frames):
         path = tmp_path / f"{crf}-{len(frames)}.mp4"
-        ladder.encode(frames, path, crf, 25)
+        encoding.encode(frames, path, crf, 25)
         return path
     return make
 
@@ -120,7 +120,7 @@ def test_missing_extra_is_named(monkeypatch):
 
 def test_file_names_cannot_reach_the_filter_graph(ffmpeg, pristine, tmp_path, frames):
     path = tmp_path / "a b;c[d]'e,f:g=h.mp4"
-    ladder.encode(frames, path, 31, 25)
+    encoding.encode(frames, path, 31, 25)
     assert labels.vmaf([path], pristine, 96)[0].proxy > 20
 
 

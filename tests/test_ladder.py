@@ -6,18 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import av
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 
 from cpllm import cli, config, sweep
-from cpllm.data import distort, labels, ladder, manifests, scenes, video
+from cpllm.data import distort, encoding, labels, ladder, manifests, scenes
 
 TINY = config.replace(config.smoke(), **{
     "data.train_scenes": 2, "data.validation_scenes": 0, "data.test_scenes": 1, "data.frames": 3,
@@ -38,62 +36,6 @@ def built(tmp_path_factory, ffmpeg):
 
 def stamps(root):
     return {p.name: p.stat().st_mtime_ns for p in root.glob("*.mp4")}
-
-
-# --- encoding -----------------------------------------------------------------------------------
-
-
-def test_encoding_is_deterministic(tmp_path, frames):
-    for name in ("a.mp4", "b.mp4"):
-        ladder.encode(frames, tmp_path / name, 31, 25)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "b.mp4"]
-
-
-def test_encode_keeps_size_rate_count_and_says_its_settings(tmp_path, frames):
-    ladder.encode(frames, tmp_path / "a.mp4", 37, 29.97)
-    seen = video.probe(tmp_path / "a.mp4")
-    assert (seen.height, seen.width, seen.frames) == (*frames.shape[1:3], 12)
-    assert seen.fps == pytest.approx(29.97, abs=1e-3)
-    options = (tmp_path / "a.mp4").read_bytes()
-    for said in (b"threads=1 ", b"crf=37.0", b"subme=7", b"keyint=250"):  # subme 7: preset medium
-        assert said in options
-
-
-def test_rate_and_quality_fall_along_the_ladder(tmp_path, frames):
-    sizes, errors = [], []
-    for crf in range(13, 52, 2):
-        ladder.encode(frames, tmp_path / "a.mp4", crf, 25)
-        sizes.append((tmp_path / "a.mp4").stat().st_size)
-        errors.append(((video.all_frames(tmp_path / "a.mp4").astype(float) - frames) ** 2).mean())
-    assert all(np.diff(sizes) < 0) and all(np.diff(errors) > 0)
-
-
-def test_crf_0_is_a_lossless_reference(tmp_path, frames):
-    ladder.encode(frames, tmp_path / "a.mp4", 0, 25, preset="ultrafast")
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        planes = [f.to_ndarray() for f in container.decode(video=0)]
-    np.testing.assert_array_equal(planes, [f.to_ndarray() for f in ladder.planar(frames)])
-
-
-def test_frames_converted_once_give_the_bytes_of_those_converted_for_each_encode(tmp_path, frames):
-    shots = ladder.planar(frames)
-    for name, codec, crf in (("a", "h264", 20), ("b", "vp9", 40), ("c", "h264", 40)):
-        ladder.encode(shots, tmp_path / f"{name}.mp4", crf, 25, codec, "veryfast")
-        ladder.encode(frames, tmp_path / "again.mp4", crf, 25, codec, "veryfast")
-        assert (tmp_path / f"{name}.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
-
-
-def test_odd_sides_are_refused(tmp_path, frames):
-    with pytest.raises(ValueError, match="even sides, came 127x96"):
-        ladder.encode(frames[:, :, :127], tmp_path / "a.mp4", 31, 25)
-
-
-def test_what_a_failed_encode_wrote_is_quarantined(tmp_path, frames):
-    shots = [*ladder.planar(frames)[:5], "no frame"]
-    with pytest.raises(AttributeError):
-        ladder.encode(shots, tmp_path / "a.mp4", 31, 25, preset="ultrafast")
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / "quarantine" / "a.mp4"]
 
 
 # --- building -----------------------------------------------------------------------------------
@@ -123,7 +65,7 @@ def test_labels_fall_along_the_ladder(built):
 def test_manifest_on_disk_is_the_one_returned(built):
     root, table = built
     pd.testing.assert_frame_equal(manifests.read(root / "manifest.csv"), table)
-    assert table["sha256"][0] == ladder.frames_sha256(root / f"{table['video'][0]}.mp4")
+    assert table["sha256"][0] == encoding.frames_sha256(root / f"{table['video'][0]}.mp4")
 
 
 def test_record_says_each_encoders_options(built):
@@ -132,15 +74,6 @@ def test_record_says_each_encoders_options(built):
         told = json.loads((root / f"{scene}.json").read_text())["options"]
         assert told[f"{scene}@crf40"] == {"crf": "40", "preset": TINY.data.preset} | distort.X264
         assert told.keys() == set(table["video"][table["scene"] == scene])
-
-
-def test_encoder_is_told_what_is_recorded(tmp_path, frames):
-    """x264 writes its options into the stream, as do the other encoders in part."""
-    ladder.encode(frames, tmp_path / "a.mp4", 33, 25, preset="faster")
-    assert b"subme=4" in (tmp_path / "a.mp4").read_bytes()
-    assert ladder.options("h264", 33, "faster") == {"crf": "33", "preset": "faster"} | distort.X264
-    assert ladder.options("hevc", 33, "faster")["preset"] == "superfast"
-    assert "preset" not in ladder.options("vp9", 33, "faster")
 
 
 def test_frames_do_not_depend_on_avx_512(monkeypatch):
@@ -230,8 +163,8 @@ def test_failed_scene_is_named_when_the_others_are_done(tmp_path, monkeypatch):
 
 
 def test_failed_encode_is_named_and_the_scene_s_others_are_made(tmp_path, monkeypatch):
-    scene, write = scenes.catalog(TINY.data)[0], ladder.encode
-    monkeypatch.setattr(ladder, "encode", lambda frames, path, crf, *more:
+    scene, write = scenes.catalog(TINY.data)[0], encoding.encode
+    monkeypatch.setattr(encoding, "encode", lambda frames, path, crf, *more:
                         write(frames, path, crf, *more) if crf != 40 else 1 / 0)
     with pytest.raises(ladder.BuildError, match=f"{scene.name}@crf40: ZeroDivisionError"):
         ladder.make(scene, TINY.data, tmp_path, ladder.read_committed(Path("none")))
@@ -240,7 +173,7 @@ def test_failed_encode_is_named_and_the_scene_s_others_are_made(tmp_path, monkey
 
 
 def test_encode_that_cannot_be_decoded_is_quarantined(tmp_path, monkeypatch):
-    scene, write = scenes.catalog(TINY.data)[0], ladder.encode
+    scene, write = scenes.catalog(TINY.data)[0], encoding.encode
     bad = tmp_path / f"{scene.name}@crf40.mp4"
 
     def spoil(frames, path, *more):
@@ -248,7 +181,7 @@ def test_encode_that_cannot_be_decoded_is_quarantined(tmp_path, monkeypatch):
         if path == bad:
             path.write_bytes(b"not a video")
 
-    monkeypatch.setattr(ladder, "encode", spoil)
+    monkeypatch.setattr(encoding, "encode", spoil)
     with pytest.raises(ladder.BuildError, match=f"^{bad.stem}: "):
         ladder.make(scene, TINY.data, tmp_path, ladder.read_committed(Path("none")))
     assert not bad.exists()
@@ -269,29 +202,6 @@ def test_bad_files_are_named_and_the_others_are_whole(built, tmp_path):
     assert {*wrong} == {corrupt, empty, lost, swapped}
     assert wrong[empty] == "empty file" and wrong[lost] == "no such file"
     assert wrong[corrupt].startswith("cannot be decoded") and "expected frames" in wrong[swapped]
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux has scheduling policies")
-@pytest.mark.parametrize("threads", [0, 1], ids=["main thread", "other thread"])
-def test_an_encoder_leaves_no_thread_real_time(tmp_path, frames, threads):
-    """SVT-AV1 makes root's process SCHED_FIFO, under which a busy child takes a core for good."""
-    with ThreadPoolExecutor(1) as pool:
-        run = (lambda f, *a: pool.submit(f, *a).result()) if threads else (lambda f, *a: f(*a))
-        run(ladder.encode, frames, tmp_path / "a.mp4", 40, 24, "av1")
-        policies = {os.sched_getscheduler(int(t)) for t in os.listdir("/proc/self/task")}
-    assert policies == {os.sched_getscheduler(0)} == {os.SCHED_OTHER}
-
-
-@pytest.mark.parametrize("codec", ["vp9", "hevc", "av1"])
-def test_other_codecs_are_deterministic_and_lose_quality_with_crf(tmp_path, frames, codec):
-    errors = []
-    for name, crf in (("a", 20), ("b", 50), ("c", 50)):
-        ladder.encode(frames, tmp_path / f"{name}.mp4", crf, 25, codec)
-        made = video.all_frames(tmp_path / f"{name}.mp4")
-        assert made.shape == frames.shape
-        errors.append(((made.astype(float) - frames) ** 2).mean())
-    assert errors[0] < errors[1] == errors[2]
-    assert (tmp_path / "b.mp4").read_bytes() == (tmp_path / "c.mp4").read_bytes()
 
 
 def test_uploads_of_every_set_are_as_declared():
@@ -415,8 +325,8 @@ def test_frames_of_a_committed_file_are_not_decoded_again(tmp_path, committed, b
     table = manifests.read(path)
     table.loc[table["video"] == first, "file"] = "0" * 16
     manifests.write(table, path)
-    decoded, hashed = [], ladder.frames_sha256
-    monkeypatch.setattr(ladder, "frames_sha256", lambda p: decoded.append(p.stem) or hashed(p))
+    decoded, hashed = [], encoding.frames_sha256
+    monkeypatch.setattr(encoding, "frames_sha256", lambda p: decoded.append(p.stem) or hashed(p))
     rows = made_here(scene, tmp_path, committed)
     truth = built[1].set_index("video").loc[rows.index]
     assert decoded == [first]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cpllm import cli
-from cpllm.data import ladder, lint, manifests
+from cpllm.data import encoding, lint, manifests
 from cpllm.data.manifests import ManifestError
 from tests.conftest import made_frames
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("ladder") / "sub"
     path.mkdir()
     for crf in PAPER:
-        ladder.encode(made_frames(8), path / f"ball@crf{crf}.mp4", crf, 25)
+        encoding.encode(made_frames(8), path / f"ball@crf{crf}.mp4", crf, 25)
     return path
 
 
@@ -67,7 +67,7 @@ def test_a_renamed_rung_is_a_duplicate_and_its_bytes_do_not_fall(copy):
 
 def test_a_lost_frame_is_named(copy):
     (copy / "ball@crf53.mp4").unlink()
-    ladder.encode(made_frames(8)[:7], copy / "ball@crf47.mp4", 47, 25)
+    encoding.encode(made_frames(8)[:7], copy / "ball@crf47.mp4", 47, 25)
     assert ("frames", ("ball@crf47.mp4",)) in kinds(copy)
 
 

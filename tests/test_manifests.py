@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from cpllm import cli
-from cpllm.data import datasets, ladder, manifests
+from cpllm.data import datasets, encoding, manifests
 from cpllm.data.manifests import ManifestError
 from tests.conftest import made_frames
 
@@ -235,7 +235,7 @@ def test_a_clip_that_was_exchanged_is_noticed_by_its_size(capsys, root):
 
 def test_damage_inside_a_clip_is_found_by_decoding_all_of_it(root):
     path = root / "ia-batch1" / "clip0.mp4"
-    ladder.encode(made_frames(), path, 10, 25)
+    encoding.encode(made_frames(), path, 10, 25)
     data = bytearray(path.read_bytes())
     start = data.index(b"mdat") - 4
     size = int.from_bytes(data[start:start + 4], "big")

@@ -9,7 +9,7 @@ from flax import nnx
 from scipy import ndimage
 
 from cpllm import answers, baselines, config, infer, metrics, pretrain, train
-from cpllm.data import annotate, batches, text, video
+from cpllm.data import annotate, batches, encoding, text, video
 from cpllm.infer import Scorer
 from cpllm.model import rivals, weights
 from cpllm.model.cpllm import CPLLM
@@ -257,7 +257,6 @@ def pristine():
 
 
 def test_niqe_worsens_with_blur_with_noise_and_with_compression(pristine, tmp_path):
-    from cpllm.data import ladder
 
     clip = made_frames(2, 288, 384, seed=20)
     rng, sharp = np.random.default_rng(0), clip[0]
@@ -266,7 +265,7 @@ def test_niqe_worsens_with_blur_with_noise_and_with_compression(pristine, tmp_pa
              for s in (15, 40)]
     coded = []
     for crf in (35, 51):
-        ladder.encode(clip, tmp_path / f"{crf}.mp4", crf=crf, fps=25)
+        encoding.encode(clip, tmp_path / f"{crf}.mp4", crf=crf, fps=25)
         coded.append(video.key_frames(tmp_path / f"{crf}.mp4", 1)[0])
     for worse in (blurred, noisy, coded):
         values = [baselines.niqe(x, pristine) for x in (sharp, *worse)]

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from cpllm import config, grid, records
-from cpllm.data import labels, ladder, photographs, scenes, wide
+from cpllm.data import encoding, labels, ladder, photographs, scenes, wide
 
 SMOKE = scenes.catalog(config.smoke().data)
 POCKET = scenes.catalog(config.pocket().data)
@@ -176,7 +176,7 @@ def test_a_wide_scene_is_judged_at_its_own_lines(tmp_path):
     scene = dataclasses.replace(wide.catalog(FIT.data)[0], height=180, width=320, frames=4)
     rows = ladder.make(scene, FIT.data, tmp_path, ladder.read_committed(tmp_path))
     reference, last = tmp_path / "reference.mp4", rows[-3]
-    ladder.encode(wide.render(scene, FIT.data), reference, 0, scene.fps, preset="ultrafast")
+    encoding.encode(wide.render(scene, FIT.data), reference, 0, scene.fps, preset="ultrafast")
     own, declared = (labels.vmaf([tmp_path / f"{last['video']}.mp4"], reference, lines,
                                  FIT.data.proxy_every)[0].proxy for lines in (180, 360))
     assert last["crf"] > 20 and last["proxy"] == own != declared

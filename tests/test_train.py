@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from cpllm import config, train
-from cpllm.data import ladder
+from cpllm.data import encoding, ladder
 from cpllm.model import weights
 
 CFG = config.replace(
@@ -194,13 +194,13 @@ def test_parameters_that_are_not_finite_are_not_saved(data, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_a_set_that_a_user_brought_trains_from_labels_to_run(tmp_path, monkeypatch):
     """Label lines and clips → manifest → descriptions → a run that validates on held-out rows."""
-    from cpllm.data import datasets, ladder, manifests
+    from cpllm.data import datasets, manifests
     from tests.conftest import made_frames
 
     names = [f"ia-batch1/clip{i}.mp4" for i in range(20)]
     (tmp_path / "ia-batch1").mkdir()
     for i, name in enumerate(names):
-        ladder.encode(made_frames(6, seed=i), tmp_path / name, 20 + i % 30, 25)
+        encoding.encode(made_frames(6, seed=i), tmp_path / name, 20 + i % 30, 25)
     (tmp_path / "lsvq_train.txt").write_text("".join(
         f"{name}, -1, -1, {90 - i % 30}\n" for i, name in enumerate(names)))
     labels = [tmp_path / "lsvq_train.txt"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpllm.data import ladder, video
+from cpllm.data import encoding, video
 from cpllm.data.video import VideoError
 
 
@@ -64,7 +64,7 @@ def test_key_frames_are_those_frames_of_the_decoded_clip(mp4, m):
 
 def test_colours_survive(tmp_path, frames):
     """Without bias: swscale's short cut from YUV to RGB darkens by 1 to 2 levels."""
-    ladder.encode(frames, tmp_path / "fine.mp4", crf=0, fps=25)
+    encoding.encode(frames, tmp_path / "fine.mp4", crf=0, fps=25)
     error = video.all_frames(tmp_path / "fine.mp4").astype(float) - frames
     assert abs(error.mean((0, 1, 2))).max() < 0.25
 
@@ -92,7 +92,7 @@ def test_untagged_clip_takes_the_matrix_that_we_write(tmp_path, height):
     names = {96: "ITU601", 720: "ITU709"}
     assert video.default_matrix(height, 2 * height).name == names[height]
     red = np.full((2, height, height, 3), (200, 30, 40), np.uint8)
-    ladder.encode(red, tmp_path / "tagged.mp4", crf=10, fps=25)
+    encoding.encode(red, tmp_path / "tagged.mp4", crf=10, fps=25)
     with av.open(str(tmp_path / "tagged.mp4")) as container:
         frame = next(container.decode(video=0))
         tagged, planes = video.to_rgb(frame), frame.to_ndarray()
@@ -133,7 +133,7 @@ def test_trimmed_clip_counts_only_what_is_shown(ffmpeg, mp4, tmp_path):
 
 
 def test_memory_is_that_of_the_key_frames(tmp_path, monkeypatch):
-    ladder.encode(np.zeros((200, 32, 32, 3), np.uint8), tmp_path / "long.mp4", crf=51, fps=25)
+    encoding.encode(np.zeros((200, 32, 32, 3), np.uint8), tmp_path / "long.mp4", crf=51, fps=25)
     converted, to_rgb = [], video.to_rgb
     monkeypatch.setattr(video, "to_rgb", lambda *a: converted.append(a) or to_rgb(*a))
     video.key_frames(tmp_path / "long.mp4", 4)
@@ -160,7 +160,7 @@ def long_clip(tmp_path_factory):
     from conftest import made_frames
 
     path = tmp_path_factory.mktemp("long") / "long.mkv"
-    ladder.encode(made_frames(120, 48, 64), path, crf=0, fps=25)
+    encoding.encode(made_frames(120, 48, 64), path, crf=0, fps=25)
     return path
 
 

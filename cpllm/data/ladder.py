@@ -15,24 +15,22 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 
 import av
 import numpy as np
 import pandas as pd
-from av.video.reformatter import ColorRange, Colorspace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cpllm import atomic
+from cpllm import atomic, records
 from cpllm.config import Config, Data
 from cpllm.data import (
     distort,
+    encoding,
     families,
     labels,
     manifests,
@@ -42,20 +40,9 @@ from cpllm.data import (
     without_avx512,
 )
 
-ENCODERS = {
-    "h264": ("libx264", distort.X264),
-    "hevc": ("libx265", {"preset": "superfast",
-                         "x265-params": "pools=none:frame-threads=1:info=0:log-level=none"}),
-    "vp9": ("libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "5"}),
-    "av1": ("libsvtav1", {"preset": "12", "svtav1-params": "lp=1"}),
-}
-"""FFmpeg's name and options; H.264's preset is `config.Data.preset`."""
-
 LEVELS = {"vp9": (20, 30, 40, 50, 60), "av1": (20, 30, 40, 50, 60), "hevc": (18, 26, 34, 42, 50)}
 """CRFs of the ladders that test generalisation to other codecs."""
 
-os.environ.setdefault("SVT_LOG", "1")  # errors only: the encoder writes past Python's logging
-TAGS = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}  # ITU-T H.273
 ORIGINAL_CRF = 10
 """Of originals: users' originals too have been compressed, hardly visibly."""
 
@@ -86,89 +73,6 @@ UNWATCHED = {"distributed.worker.profile.enabled": False, "distributed.admin.tic
 
 class BuildError(RuntimeError):
     """One line: how many scenes could not be made, which first, and why."""
-
-
-def encode(frames: np.ndarray | Iterable[av.VideoFrame], path: Path, crf: int, fps: float,
-           codec: str = "h264", preset: str = "medium") -> None:
-    """Encode uint8[N, H, W, 3] as 8-bit 4:2:0; even sides. The same input gives the same bytes.
-
-    What is encoded several times can come as `planar` made it, which costs a quarter of an encode.
-    One thread, because x264's output depends on their number. The file gets its name when whole;
-    what a failed encode wrote goes to `quarantine` beside it. `preset` is x264's; the other
-    encoders' options are in ENCODERS.
-    """
-    shots = iter(planar(frames) if isinstance(frames, np.ndarray) else frames)
-    first = next(shots)
-    width, height = first.width, first.height
-    if height % 2 or width % 2:
-        raise ValueError(f"{path}: 4:2:0 needs even sides, came {width}x{height}")
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    name, given = ENCODERS[codec][0], options(codec, crf, preset)
-    try:
-        with _usual_priority(), av.open(
-                part, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream(name, rate=rate, options=given)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            context = stream.codec_context
-            context.thread_count, context.time_base = 1, 1 / rate
-            context.color_range = ColorRange.MPEG
-            context.colorspace = TAGS[video.default_matrix(height, width)]
-            for i, shot in enumerate(chain([first], shots)):
-                shot.pts, shot.time_base = i, context.time_base
-                container.mux(stream.encode(shot))
-            container.mux(stream.encode(None))
-        part.replace(path)
-    except Exception:
-        _quarantine(part, path)
-        raise
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def planar(frames: np.ndarray) -> list[av.VideoFrame]:
-    """uint8[N, H, W, 3] RGB to limited-range yuv420p, with the same bits on every machine."""
-    matrix = video.default_matrix(*frames.shape[1:3])
-    return [av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
-        format="yuv420p", src_colorspace=matrix, dst_colorspace=matrix,
-        src_color_range=ColorRange.JPEG, dst_color_range=ColorRange.MPEG,
-        interpolation=video.EXACT, threads=1) for frame in frames]
-
-
-def options(codec: str, crf: int, preset: str) -> dict[str, str]:
-    """What an encoder is told beside one thread; `preset` is x264's.
-
-    >>> options("h264", 31, "medium")["preset"], options("vp9", 40, "medium")["cpu-used"]
-    ('medium', '5')
-    """
-    own = {"preset": preset} if codec == "h264" else {}
-    return {"crf": str(crf)} | own | ENCODERS[codec][1]
-
-
-@contextlib.contextmanager
-def _usual_priority() -> Iterator[None]:
-    """Undo that SVT-AV1 makes root's process real-time (SCHED_FIFO 99), which starves all others.
-
-    What the process starts later would inherit it, and a busy one of these takes a core for good.
-    """
-    if not hasattr(os, "sched_getscheduler"):  # Linux has it
-        yield
-        return
-    usual = os.sched_getscheduler(0), os.sched_getparam(0)
-    try:
-        yield
-    finally:
-        for thread in map(int, os.listdir("/proc/self/task")):
-            with contextlib.suppress(ProcessLookupError):
-                if os.sched_getscheduler(thread) == os.SCHED_FIFO != usual[0]:
-                    os.sched_setscheduler(thread, *usual)
-
-
-def _quarantine(written: Path, path: Path) -> None:
-    """Move what was written of `path`, if anything was, to where nothing takes it for a clip."""
-    if written.exists():
-        (path.parent / "quarantine").mkdir(exist_ok=True)
-        written.replace(path.parent / "quarantine" / path.name)
 
 
 def build(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress: bool = True,
@@ -234,7 +138,7 @@ def relabel(config: Config, root: Path, splits: Sequence[str] = SPLITS, progress
 
 def measure(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> list[dict]:
     """`video`, frames' hash and labels of a scene's files, those in `known` apart as in `make`."""
-    rows = [{"video": row["video"], "sha256": frames_sha256(root / f"{row['video']}.mp4")}
+    rows = [{"video": row["video"], "sha256": encoding.frames_sha256(root / f"{row['video']}.mp4")}
             for row in clips(scene, data)]
     _label(rows, wide.render(scene, data), scene, data, root, known)
     return rows
@@ -268,7 +172,7 @@ def explain(table: pd.DataFrame, known: pd.DataFrame) -> list[str]:
     lines = []
     for (*group, new), rows in other.groupby(["family", "codec", drawn], sort=False):
         why = "originals differ too: the renderer, or x264" if new else \
-            f"their originals are the same: the encoder {ENCODERS[group[1]][0]}"
+            f"their originals are the same: the encoder {encoding.ENCODERS[group[1]][0]}"
         lines.append(f"{', '.join(group)}: {len(rows):,} of {total[*group]:,} clips differ from "
                      f"the committed manifest (first: {rows['video'].iloc[0]}); {why}")
     return lines
@@ -296,7 +200,7 @@ def _fault(path: Path, sha256: str) -> str:
     try:
         if not path.is_file() or not path.stat().st_size:
             return "empty file" if path.is_file() else "no such file"
-        came = frames_sha256(path)
+        came = encoding.frames_sha256(path)
     except (OSError, ValueError, av.FFmpegError) as error:
         return f"cannot be decoded: {error}"
     return "" if came == sha256 else f"expected frames {sha256}, came {came}"
@@ -381,17 +285,6 @@ def _variant(original: dict, codec: str, crf: int, named: bool = False) -> dict:
                        "role": "variant", "codec": codec, "crf": crf}
 
 
-def frames_sha256(path: Path) -> str:
-    """First 16 hex digits of the SHA-256 of the decoded frames' planes and their size."""
-    digest = hashlib.sha256()
-    with av.open(str(path)) as container:
-        container.streams.video[0].codec_context.thread_count = 1
-        for frame in container.decode(video=0):
-            digest.update(repr((frame.width, frame.height, frame.format.name)).encode())
-            digest.update(np.ascontiguousarray(frame.to_ndarray()))
-    return digest.hexdigest()[:16]
-
-
 def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> list[dict]:
     """Make the scene's files and labels, then the record that vouches for them; its rows.
 
@@ -405,22 +298,23 @@ def make(scene: scenes.Scene, data: Data, root: Path, known: pd.DataFrame) -> li
         path, take = root / f"{row['video']}.mp4", row.pop("take")
         try:
             if take not in shots:
-                shots[take] = planar(pristine if take < 0 else distort.apply(
+                shots[take] = encoding.planar(pristine if take < 0 else distort.apply(
                     row["distortion"], row["strength"], pristine, _seed(scene, take)))
             path.unlink(missing_ok=True)
-            encode(shots[take], path, row["crf"], scene.fps, row["codec"], preset)
-            row |= {"bytes": path.stat().st_size, "file": _file_sha256(path)}
+            encoding.encode(shots[take], path, row["crf"], scene.fps, row["codec"], preset)
+            row |= {"bytes": path.stat().st_size, "file": records.file_hash(path)[:16]}
             same = row["video"] in known.index and known.at[row["video"], "file"] == row["file"]
-            row["sha256"] = known.at[row["video"], "sha256"] if same else frames_sha256(path)
+            row["sha256"] = (known.at[row["video"], "sha256"] if same
+                             else encoding.frames_sha256(path))
         except Exception as error:  # of one clip; named below, with the others
-            _quarantine(path, path)
+            encoding.quarantine(path, path)
             failed[row["video"]] = f"{type(error).__name__}: {error}"
     if failed:
         raise BuildError("; ".join(f"{video}: {error}" for video, error in failed.items()))
     _label(rows, pristine, scene, data, root, known)
     files = {row["video"]: row["file"] for row in rows}
     part = record.with_suffix(f".{os.getpid()}.part")
-    told = {row["video"]: options(row["codec"], row["crf"], preset) for row in rows}
+    told = {row["video"]: encoding.options(row["codec"], row["crf"], preset) for row in rows}
     held = {"recipe": _recipe(scene, data), "files": files, "options": told, "rows": rows}
     part.write_text(json.dumps(held, indent=1))
     part.replace(record)
@@ -439,7 +333,7 @@ def _label(rows, pristine, scene, data, root, known) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         reference = Path(folder, "pristine.mp4")
-        encode(pristine, reference, crf=0, fps=scene.fps, preset="ultrafast")  # CRF 0: lossless
+        encoding.encode(pristine, reference, 0, scene.fps, preset="ultrafast")  # CRF 0: lossless
         paths = [root / f"{row['video']}.mp4" for row in unknown]
         lines = wide.proxy_lines(scene, data)
         measured = labels.vmaf(paths, reference, lines, data.proxy_every)
@@ -513,9 +407,10 @@ def _seed(scene: scenes.Scene, i: int) -> int:
 def _recipe(scene: scenes.Scene, data: Data) -> str:
     """Digest of everything that the clips and labels depend on, the renderers' code included."""
     how = {"scene": asdict(scene), "av": av.__version__, "libraries": av.library_versions,
-           "rows": clips(scene, data), "preset": wide.preset(scene, data), "encoders": ENCODERS,
-           "labels": (wide.proxy_lines(scene, data), data.proxy_every),
-           "renderers": RENDERERS, "conversion": int(video.EXACT), **wide.recipe(scene, data)}
+           "rows": clips(scene, data), "preset": wide.preset(scene, data),
+           "encoders": encoding.ENCODERS,
+           "labels": (wide.proxy_lines(scene, data), data.proxy_every), "renderers": RENDERERS,
+           "conversion": int(video.EXACT), **wide.recipe(scene, data)}
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
 
 
@@ -524,7 +419,8 @@ def _recorded(scene: scenes.Scene, data: Data, root: Path) -> list[dict] | None:
     try:
         held = json.loads((root / f"{scene.name}.json").read_text())
         whole = held["recipe"] == _recipe(scene, data) and all(
-            _file_sha256(root / f"{name}.mp4") == sha for name, sha in held["files"].items())
+            records.file_hash(root / f"{name}.mp4")[:16] == sha
+            for name, sha in held["files"].items())
         return held["rows"] if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -536,8 +432,3 @@ def _adopted(scene: scenes.Scene, data: Data, root: Path, beside: Path | None) -
     for name in (*(row["video"] + ".mp4" for row in rows), f"{scene.name}.json") if rows else ():
         atomic.copy(beside / name, root / name)
     return rows
-
-
-def _file_sha256(path: Path) -> str:
-    """First 16 hex digits of the SHA-256 of the file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

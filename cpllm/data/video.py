@@ -142,7 +142,7 @@ def to_rgb(frame: av.VideoFrame, aspect: Fraction | None = None) -> np.ndarray:
     aspect: width / height of its pixels; others than square ones are stretched to be square.
 
     Colour matrix and range are the frame's tags. Untagged: limited range, and BT.709 from 720
-    lines up, BT.601 below, as players do and as `ladder.encode` writes. PQ and HLG are mapped to
+    lines up, BT.601 below, as players do and as `encoding.encode` writes. PQ and HLG are mapped to
     SDR by `hdr.to_sdr`.
     """
     if curve := CURVES.get(frame.color_trc):
