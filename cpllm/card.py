@@ -135,8 +135,8 @@ class Card:
             f"{seconds:.0f} s long: {m} frames may not stand for more than {longest:.0f} s; "
             f"ask for {np.ceil(seconds / APART):.0f} key frames": seconds > longest,
             "HDR: scored as tone-mapped to SDR": sample.hdr,
-            f"unusual content: {far - 1:.0%} farther from the training clips than {USUAL:.0%} of "
-            "validation clips are": far > 1,
+            f"unusual content: farther from the training clips than {USUAL:.0%} of validation "
+            f"clips are ({far:.1f} times)": far > 1,
         }
         return [text for text, holds in found.items() if holds]
 
