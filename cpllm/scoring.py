@@ -71,11 +71,10 @@ def default_model(profile: str) -> Judge:
     if DEFAULT.stem == profile:
         return load(DEFAULT)
     run_id = grid.default_ids(profile)[0]
-    path = sweep.DATA / profile / "weights" / f"{run_id}.safetensors"
-    if not path.exists():
+    if not (found := _weights(profile, only=[run_id])):
         raise FileNotFoundError(f"{run_id}: expected its weights under data/{profile}/weights, "
                                 f"found none; cpllm train --profile {profile} makes them")
-    return load(path)
+    return load(found[run_id])
 
 
 def make_card(profile: str, again: bool = True) -> Path | None:
