@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from cpllm import curve, records
+from cpllm import baselines, config, curve, records
 from cpllm.data import labels, packages, video
 
 FOLDER = records.ROOT / "data" / "footage"
@@ -74,3 +74,19 @@ def ladder(source: str, path: Path, folder: Path, crfs: Sequence[int],
         "video": [str(file) for file in files], "source": source, "crf": crfs,
         "bytes": [file.stat().st_size for file in files], "frames": seen.frames,
         "proxy": [label.proxy for label in found]})
+
+
+def trivial(encodes: pd.DataFrame, m: int, profile: str, results: Path) -> pd.DataFrame:
+    """What the trivial baselines make of each of `ladder`'s encodes by m key frames, a column each.
+
+    Where they need a fit, it is that to the profile's training scenes, as in Table 3.
+    """
+    fits = {name: pd.read_csv(records.run_folder(results, profile, f"{name}-s0") / "fit.csv")
+            for name in baselines.FITS}
+    measures = baselines.measures(config.preset(profile), fits)
+
+    def measured(row: dict) -> dict[str, float]:
+        frames = video.key_frames(row["video"], m)
+        return {name: measure(row, frames) for name, measure in measures.items()}
+
+    return pd.DataFrame([measured(row) for row in encodes.to_dict("records")], encodes.index)

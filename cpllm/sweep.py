@@ -85,7 +85,7 @@ NOTEBOOKS = {
         Notebook("85_count_flops", apart=True),
         Notebook("86_benchmark_score", ("cpllm/weights/*",), apart=True),
         Notebook("87_benchmark_footage", ("cpllm/weights/*", "cpllm/footage.py"), apart=True),
-        Notebook("88_benchmark_frames", ("cpllm/weights/*",), apart=True),
+        Notebook("88_benchmark_frames", ("cpllm/weights/*", "cpllm/footage.py"), apart=True),
     )
 }
 """The executed chapters in reading order."""
