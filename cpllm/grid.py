@@ -311,7 +311,7 @@ def _train(run: Run, profile: str, root: Path) -> float:
         forget(run.run_id, profile, root)  # else it goes on where it stopped
         records.write_json(began, now)
     output = data / "notebooks" / f"{run.run_id}.ipynb"
-    with _one_core() as worker, _programs_kept(data.parent / "compiled"):
+    with _one_core() as worker, _surroundings(data.parent / "compiled"):
         tell = partial(_tell, worker, run.run_id)
         tell("starts")
         notebooks.execute(root / "notebooks" / NOTEBOOK, output, run.parameters, tell=tell)
@@ -343,14 +343,16 @@ def _one_core() -> Iterator[Any]:
 
 
 @contextmanager
-def _programs_kept(folder: Path) -> Iterator[None]:
+def _surroundings(folder: Path) -> Iterator[None]:
     """What is started meanwhile keeps its compiled programs in a folder, if told of no other.
 
     And its memory: dask has its workers give back what is freed, and each step fetched its buffers
-    anew: 11,565 page faults in the place of 388, and 16% of its time with the system, not 6%.
+    anew: 11,565 page faults in the place of 388, and 16% of its time with the system, not 6%. In
+    large pages, too, as the Makefile asks for them: who calls `cpllm sweep` has no less.
     """
     before = dict(os.environ)
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     try:

@@ -95,3 +95,18 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), tokenizer).save(path)
     return path
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The stages' folders, and a smoke profile small enough to build in a test."""
+    from cpllm import config, sweep
+
+    small = config.replace(config.smoke(), **{
+        "data.train_scenes": 1, "data.validation_scenes": 1, "data.test_scenes": 1,
+        "data.crfs": (21, 41), "data.distorted": 0,
+    })  # fmt: skip
+    monkeypatch.setitem(config.PRESETS, "smoke", lambda: small)
+    monkeypatch.setattr(sweep, "DATA", tmp_path / "data")
+    monkeypatch.setattr(sweep, "RESULTS", tmp_path / "results")
+    return tmp_path

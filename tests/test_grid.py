@@ -336,28 +336,16 @@ def test_the_training_code_is_told_from_plotting_and_prose(tmp_path):
     assert digest() != before
 
 
-def test_predictions_are_kept_for_splits_that_were_not_scored(checkout):
-    rows = pd.DataFrame({"video": ["v", "t"], "split": ["validation", "test"], "crf": [1.0, 2.0]})
-    known = scoring._record("smoke", "videos.csv", rows)
-    scoring._record("smoke", "runs/a-s0/predictions.csv",
-                     rows[["video"]].assign(prediction=[1.0, 2.0]), known)
-    test = rows[rows.split == "test"].assign(video="t2")
-    known = scoring._record("smoke", "videos.csv", test)
-    assert known.video.tolist() == ["v", "t2"]
-    scoring._record("smoke", "runs/a-s0/predictions.csv",
-                     test[["video"]].assign(prediction=[3.0]), known)
-    written = pd.read_csv(checkout / "results" / "smoke" / "runs" / "a-s0" / "predictions.csv")
-    assert written.to_dict("list") == {"video": ["v", "t2"], "prediction": [1.0, 3.0]}
-
-
 def test_where_programs_are_kept_is_told_only_to_what_is_started_meanwhile(tmp_path, monkeypatch):
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    for name in ("JAX_COMPILATION_CACHE_DIR", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as dask tells its workers
     before = dict(os.environ)
-    with grid._programs_kept(tmp_path):
+    with grid._surroundings(tmp_path):
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
+        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
         assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
     assert dict(os.environ) == before
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    with grid._programs_kept(tmp_path):
+    with grid._surroundings(tmp_path):
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"

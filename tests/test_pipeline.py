@@ -1,6 +1,5 @@
 """The stages of a profile, on two made scenes; the whole smoke profile under `make test-slow`."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,13 +7,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from flax import nnx
-from scipy import ndimage
 
 from cpllm import (
-    baselines,
-    calibrate,
-    card,
     config,
     grid,
     notebooks,
@@ -22,94 +16,9 @@ from cpllm import (
     pretrain,
     pretrain_low,
     records,
-    report,
-    scoring,
     sweep,
 )
-from cpllm.data import ladder, manifests, text
-from cpllm.infer import Scorer
-from cpllm.model.cpllm import CPLLM
-
-ROW = {"bytes": 6000, "frames": 10}
-
-
-def test_file_size_is_bits_per_pixel():
-    assert baselines.file_size(ROW, np.zeros((2, 60, 80, 3), np.uint8)) == 1.0
-
-
-def test_sharpness_falls_with_blur():
-    rng = np.random.default_rng(0)
-    sharp = rng.integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
-    blurred = ndimage.gaussian_filter(sharp, (0, 2, 2, 0))
-    assert baselines.sharpness(ROW, sharp) > baselines.sharpness(ROW, blurred)
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """The stages' folders, and a smoke profile small enough to build in a test."""
-    small = config.replace(config.smoke(), **{
-        "data.train_scenes": 1, "data.validation_scenes": 1, "data.test_scenes": 1,
-        "data.crfs": (21, 41), "data.distorted": 0,
-    })  # fmt: skip
-    monkeypatch.setitem(config.PRESETS, "smoke", lambda: small)
-    monkeypatch.setattr(sweep, "DATA", tmp_path / "data")
-    monkeypatch.setattr(sweep, "RESULTS", tmp_path / "results")
-    return tmp_path
-
-
-def predictions(place, run_id):
-    rows = report.read_runs("smoke", place / "results")
-    return rows[rows["run"] == run_id]
-
-
-def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place, ffmpeg):
-    cfg = config.preset("smoke")
-    table = ladder.build(cfg, place / "data" / "smoke", ("validation", "test"), workers=1)
-    scorer = Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500))
-    scorer.save(place / "data" / "smoke" / "weights" / "default-s0.safetensors")
-    scoring.score_runs("smoke")
-    whole = predictions(place, "default-s0")
-    assert set(whole["split"]) == {"validation", "test"}
-    assert whole["video"].is_unique
-    assert whole.loc[whole["role"] == "original", "crf"].isna().all()
-    repeated = json.loads((place / "results" / "smoke" / "repeatability.json").read_text())
-    assert repeated["points"].keys() == calibrate.PROMISED.keys()
-    assert all(repeated["points"][k] <= most for k, most in calibrate.PROMISED.items())
-    one = table[table["split"] == "test"].iloc[0]["video"]
-    assert whole.set_index("video").loc[one, "prediction"] == pytest.approx(
-        scorer.frame_scores(scorer.inputs(place / "data" / "smoke" / f"{one}.mp4")).mean(), rel=1e-5
-    )
-    for name in set(baselines.BASELINES) - set(baselines.FITS):
-        assert len(predictions(place, f"{name}-s0")) == len(whole)
-    manifests.write(table[table["split"] == "test"], place / "data" / "smoke" / "manifest.csv")
-    scoring.score_runs("smoke")
-    again = predictions(place, "default-s0").sort_values("video", ignore_index=True)
-    pd.testing.assert_frame_equal(again, whole.sort_values("video", ignore_index=True))
-
-
-def test_a_grids_runs_are_scored_on_its_sets_alone(place, ffmpeg, monkeypatch):
-    cfg, data = config.preset("smoke"), place / "data" / "smoke"
-    table = ladder.build(cfg, data, ("validation", "test"), workers=1)
-    scorer = Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500))
-    for run_id in ("single-s0", "k1-s0"):
-        scorer.save(data / "weights" / f"{run_id}.safetensors")
-    assert grid.sets("pocket", sweep.ROOT)["k1-s0"] == ("lsvq-test",)
-    monkeypatch.setattr(grid, "sets", lambda *_: {"k1-s0": ("lsvq-test",)})
-    scoring.score_runs("smoke")
-    assert set(predictions(place, "single-s0")["video"]) == {*table["video"]}
-    chosen = predictions(place, "k1-s0")
-    assert set(chosen["video"]) == {*table["video"][table["dataset"] == "lsvq-test"]}
-
-
-def test_what_baselines_learnt_is_kept_for_a_clone_without_the_training_split(place, ffmpeg):
-    data, cfg = place / "data" / "smoke", config.preset("smoke")
-    table = ladder.build(cfg, data, ("train", "test"), workers=1)
-    scoring.score_runs("smoke")
-    before = {name: predictions(place, f"{name}-s0") for name in baselines.BASELINES}
-    manifests.write(table[table["split"] == "test"], data / "manifest.csv")
-    scoring.score_runs("smoke")
-    for name, rows in before.items():
-        pd.testing.assert_frame_equal(predictions(place, f"{name}-s0"), rows)
+from cpllm.data import ladder
 
 
 def test_a_clone_with_committed_runs_needs_the_test_split_only(place):
@@ -131,45 +40,6 @@ def test_the_first_seed_of_the_default_is_a_chapter_and_the_packages_weights(pla
     pipeline._ship("smoke", {"default-s0"})
     assert default.read_text() == "w"
     assert (place / "results" / "smoke" / "notebooks" / "20_train.ipynb").read_text() == "{}"
-
-
-def test_the_packages_weights_get_a_card_from_their_predictions_once(place, monkeypatch):
-    cfg, data = config.preset("smoke"), place / "data" / "smoke"
-    table = ladder.build(cfg, data, ("train", "validation"), workers=1)
-    default = place / "package" / "smoke.safetensors"
-    monkeypatch.setattr("cpllm.infer.DEFAULT", default)
-    monkeypatch.setattr(card, "LEVEL", 0.5)  # the profile has too few sources for 90%
-    Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500)).save(default)
-    rows = table[table["split"] == "validation"]
-    records.write_csv(place / "results" / "smoke" / "runs" / "default-s0" / "predictions.csv",
-                      rows[["video"]].assign(prediction=rows["proxy"] + 3))
-    assert scoring.make_card("pocket") is None
-    assert scoring.make_card("smoke") == card.beside(default)
-    found = card.of(default)
-    assert found.calibration.half_width == pytest.approx(3, abs=1e-3)
-    assert found.calibration.n_items == len(rows) and found.content.limit > 0
-    short = table.loc[table["split"] == "train", ["width", "height"]].min(axis=1)
-    assert found.lines == (short.min(), short.max())
-    assert scoring.make_card("smoke", again=False) is None
-    default.write_bytes(default.read_bytes() + b" ")
-    assert card.of(default) is None
-
-
-def test_chapters_show_the_packages_model_whatever_was_trained_here(place, monkeypatch):
-    cfg, default = config.preset("smoke"), place / "package" / "smoke.safetensors"
-    own, other = (Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(seed)), text.train_tokenizer(["A."], 500))
-                  for seed in (0, 1))
-    with pytest.raises(FileNotFoundError, match="default-s0: expected its weights"):
-        scoring.default_model("smoke")
-    other.save(place / "data" / "smoke" / "weights" / "default-s0.safetensors")
-
-    def first(scorer):
-        return nnx.to_flat_state(nnx.state(scorer.model))[0][1][...].tolist()
-
-    assert first(scoring.default_model("smoke")) == first(other)
-    monkeypatch.setattr("cpllm.infer.DEFAULT", default)
-    own.save(default)
-    assert first(scoring.default_model("smoke")) == first(own) != first(other)
 
 
 APART = ["80_benchmark_towers", "81_benchmark_encodes", "82_benchmark_batches",
