@@ -17,5 +17,3 @@ def test_sharpness_falls_with_blur():
     sharp = rng.integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
     blurred = ndimage.gaussian_filter(sharp, (0, 2, 2, 0))
     assert baselines.sharpness(ROW, sharp) > baselines.sharpness(ROW, blurred)
-
-

@@ -118,5 +118,3 @@ def test_predictions_are_kept_for_splits_that_were_not_scored(place):
                      test[["video"]].assign(prediction=[3.0]), known)
     written = pd.read_csv(place / "results" / "smoke" / "runs" / "a-s0" / "predictions.csv")
     assert written.to_dict("list") == {"video": ["v", "t2"], "prediction": [1.0, 3.0]}
-
-
