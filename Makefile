@@ -132,7 +132,7 @@ labels: data ## measure the labels again and compare the committed ones
 benchmark: $(READY) ## time this machine, which should idle; measure on real clips
 	@$(BIN)/cpllm benchmark --profile $(PROFILE)
 
-fit: $(READY) ## train the package's own model anew, three seeds (two and a half hours on 2 cores, its clips included; fetches 137 MB of photographs)
+fit: $(READY) ## train the package's own model anew, three seeds (three and a half hours on 2 cores, its clips included; fetches 137 MB of photographs)
 	@$(BIN)/cpllm sweep fit --profile $(PROFILE) --fresh
 	@$(BIN)/cpllm calibrate --profile $(PROFILE)
 
