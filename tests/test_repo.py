@@ -106,7 +106,7 @@ def test_machine_paths_are_recognised():
     assert problems("at /srv/ann/b", "/srv/ann", "h")
     assert problems("on builder-17 today", "/x", "builder-17")
     assert problems("made by ann_7", "/x", "h", "ann_7")
-    assert problems("from http" + "://mirror.lan/root/py/simple", "/x", "h")
+    assert problems("from http" + f"://mirror.lan{root}/py/simple", "/x", "h")
     assert problems("in /" + "tmp/a.csv", "/x", "h")
     assert not problems("https://pypi.org/simple and a simple /tmp", "/x", "h")
     assert not problems(f"~{root}/a, ..{root}/a, https://a.org{root}/x and {root}", "/x", "h")

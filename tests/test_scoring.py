@@ -12,6 +12,13 @@ from cpllm.infer import Scorer
 from cpllm.model.cpllm import CPLLM
 
 
+def untrained(seed: int = 0) -> Scorer:
+    """A model of the smoke profile with random weights."""
+    cfg = config.preset("smoke")
+    tokenizer = text.train_tokenizer(["A cat."], 500)
+    return Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(seed)), tokenizer)
+
+
 def predictions(place, run_id):
     rows = report.read_runs("smoke", place / "results")
     return rows[rows["run"] == run_id]
@@ -20,7 +27,7 @@ def predictions(place, run_id):
 def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place, ffmpeg):
     cfg = config.preset("smoke")
     table = ladder.build(cfg, place / "data" / "smoke", ("validation", "test"), workers=1)
-    scorer = Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500))
+    scorer = untrained()
     scorer.save(place / "data" / "smoke" / "weights" / "default-s0.safetensors")
     scoring.score_runs("smoke")
     whole = predictions(place, "default-s0")
@@ -45,7 +52,7 @@ def test_scoring_writes_the_model_and_the_baselines_and_keeps_other_splits(place
 def test_a_grids_runs_are_scored_on_its_sets_alone(place, ffmpeg, monkeypatch):
     cfg, data = config.preset("smoke"), place / "data" / "smoke"
     table = ladder.build(cfg, data, ("validation", "test"), workers=1)
-    scorer = Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500))
+    scorer = untrained()
     for run_id in ("single-s0", "k1-s0"):
         scorer.save(data / "weights" / f"{run_id}.safetensors")
     assert grid.sets("pocket", sweep.ROOT)["k1-s0"] == ("lsvq-test",)
@@ -73,7 +80,7 @@ def test_the_packages_weights_get_a_card_from_their_predictions_once(place, monk
     default = place / "package" / "smoke.safetensors"
     monkeypatch.setattr("cpllm.infer.DEFAULT", default)
     monkeypatch.setattr(card, "LEVEL", 0.5)  # the profile has too few sources for 90%
-    Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(0)), text.train_tokenizer(["A cat."], 500)).save(default)
+    untrained().save(default)
     rows = table[table["split"] == "validation"]
     records.write_csv(place / "results" / "smoke" / "runs" / "default-s0" / "predictions.csv",
                       rows[["video"]].assign(prediction=rows["proxy"] + 3))
@@ -90,9 +97,8 @@ def test_the_packages_weights_get_a_card_from_their_predictions_once(place, monk
 
 
 def test_chapters_show_the_packages_model_whatever_was_trained_here(place, monkeypatch):
-    cfg, default = config.preset("smoke"), place / "package" / "smoke.safetensors"
-    own, other = (Scorer(cfg, CPLLM(cfg.model, nnx.Rngs(seed)), text.train_tokenizer(["A."], 500))
-                  for seed in (0, 1))
+    default = place / "package" / "smoke.safetensors"
+    own, other = untrained(), untrained(seed=1)
     with pytest.raises(FileNotFoundError, match="default-s0: expected its weights"):
         scoring.default_model("smoke")
     other.save(place / "data" / "smoke" / "weights" / "default-s0.safetensors")
@@ -110,11 +116,11 @@ def test_predictions_are_kept_for_splits_that_were_not_scored(place):
     rows = pd.DataFrame({"video": ["v", "t"], "split": ["validation", "test"], "crf": [1.0, 2.0]})
     known = scoring._record("smoke", "videos.csv", rows)
     scoring._record("smoke", "runs/a-s0/predictions.csv",
-                     rows[["video"]].assign(prediction=[1.0, 2.0]), known)
+                    rows[["video"]].assign(prediction=[1.0, 2.0]), known)
     test = rows[rows.split == "test"].assign(video="t2")
     known = scoring._record("smoke", "videos.csv", test)
     assert known.video.tolist() == ["v", "t2"]
     scoring._record("smoke", "runs/a-s0/predictions.csv",
-                     test[["video"]].assign(prediction=[3.0]), known)
+                    test[["video"]].assign(prediction=[3.0]), known)
     written = pd.read_csv(place / "results" / "smoke" / "runs" / "a-s0" / "predictions.csv")
     assert written.to_dict("list") == {"video": ["v", "t2"], "prediction": [1.0, 3.0]}
